@@ -1,0 +1,89 @@
+"""What a check found out, in one shape for the console, TensorBoard and JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+Verdict = Literal["pass", "warn", "fail", "skip"]
+Scalar = str | int | float | bool | None
+
+CODES: frozenset[str] = frozenset(
+    {
+        # the learning-rate range test
+        "lr_suggested",
+        "lr_not_applied",
+        "lr_at_sweep_border",
+        "lr_curve_flat",
+        "lr_curve_too_short",
+        "lr_curve_not_measured",
+        "non_finite",
+        # schedules
+        "schedule_resolved",
+        "schedule_replaced",
+        "schedule_length_changed",
+    }
+)
+"""Every code a finding may carry, one spelling each."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One answer of one check.
+
+    Attributes:
+        check: The check that speaks, such as ``"lr_range_test"``.
+        code: What it found, one of :data:`CODES`.
+        verdict: ``"pass"``, ``"warn"``, ``"fail"``, or ``"skip"`` for "could not check, because ...".
+        message: One sentence with the numbers.
+        evidence: The numbers themselves, as flat JSON scalars.
+        hint: One next action.
+        where: Path of the parameter or layer, if there is one.
+        step: The trainer's ``global_step`` when it was found.
+
+    Raises:
+        ValueError: The code is not in :data:`CODES`, or the verdict is not one of the four.
+
+    Example:
+        >>> finding = Finding(
+        ...     check="lr_range_test", code="lr_curve_flat", verdict="skip", message="The loss is flat."
+        ... )
+        >>> finding.verdict
+        'skip'
+    """
+
+    check: str
+    code: str
+    verdict: Verdict
+    message: str
+    evidence: Mapping[str, Scalar] = dataclasses.field(default_factory=dict)
+    hint: str = ""
+    where: str = ""
+    step: int = 0
+
+    def __post_init__(self) -> None:
+        if self.code not in CODES:
+            raise ValueError(f"code={self.code!r} is not a known code; add it to findings.CODES")
+        if self.verdict not in ("pass", "warn", "fail", "skip"):
+            raise ValueError(f"verdict={self.verdict!r} must be 'pass', 'warn', 'fail' or 'skip'")
+
+    def to_dict(self) -> dict[str, Scalar | dict[str, Scalar]]:
+        """Return the finding as plain values that ``json.dumps`` takes.
+
+        Example:
+            >>> Finding(check="a", code="non_finite", verdict="fail", message="m").to_dict()["code"]
+            'non_finite'
+        """
+        return {**dataclasses.asdict(self), "evidence": dict(self.evidence)}
+
+
+def worst(findings: Iterable[Finding]) -> Verdict:
+    """Return the gravest verdict: fail, then warn, then skip, then pass.
+
+    Example:
+        >>> worst([])
+        'pass'
+    """
+    order: tuple[Verdict, ...] = ("pass", "skip", "warn", "fail")
+    return max((f.verdict for f in findings), key=order.index, default="pass")

@@ -1,0 +1,1 @@
+"""The craft itself: pure functions and frozen result dataclasses."""

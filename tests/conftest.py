@@ -1,0 +1,63 @@
+"""What every test gets: one thread, quiet Lightning, its own folder, and a check of what it left."""
+
+import gc
+import logging
+import multiprocessing
+import os
+import pathlib
+
+import pytest
+import torch
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _quiet():
+    torch.set_num_threads(1)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
+    os.environ.setdefault("MPLBACKEND", "Agg")
+    # forked ranks of two-process tests meet over the loopback device
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+
+
+def _children() -> set[int]:
+    tasks = pathlib.Path("/proc/self/task")
+    if not tasks.exists():
+        return {child.pid for child in multiprocessing.active_children() if child.pid}
+    return {
+        int(pid) for task in tasks.glob("*/children") for pid in task.read_text().split() if pid
+    }
+
+
+def _files() -> set[pathlib.Path]:
+    skipped = {".git", ".venv", "__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache"}
+    return {
+        path
+        for path in ROOT.rglob("*")
+        if not skipped.intersection(path.relative_to(ROOT).parts) and path.suffix != ".pyc"
+    }
+
+
+@pytest.fixture(autouse=True)
+def _leaves_nothing(tmp_path, monkeypatch):
+    """Run each test in a folder of its own; fail it if it leaves files elsewhere or processes."""
+    files, children = _files(), _children()
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    yield
+    gc.collect()
+    monkeypatch.undo()
+    left = {pid for pid in _children() - children if not _is_helper(pid)}
+    assert not left, f"processes left behind: {left}"
+    assert _files() <= files, f"files left behind: {_files() - files}"
+
+
+def _is_helper(pid: int) -> bool:
+    """Whether the process serves Python's own multiprocessing and ends with it."""
+    try:
+        command = pathlib.Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return True
+    return "resource_tracker" in command or "forkserver" in command
