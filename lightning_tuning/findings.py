@@ -35,7 +35,7 @@ class Finding:
     Attributes:
         check: The check that speaks, such as ``"lr_range_test"``.
         code: What it found, one of :data:`CODES`.
-        verdict: ``"pass"``, ``"warn"``, ``"fail"``, or ``"skip"`` for "could not check, because ...".
+        verdict: ``"pass"``, ``"warn"``, ``"fail"``, or ``"skip"`` (could not check, because ...).
         message: One sentence with the numbers.
         evidence: The numbers themselves, as flat JSON scalars.
         hint: One next action.
@@ -47,7 +47,7 @@ class Finding:
 
     Example:
         >>> finding = Finding(
-        ...     check="lr_range_test", code="lr_curve_flat", verdict="skip", message="The loss is flat."
+        ...     check="lr_range_test", code="lr_curve_flat", verdict="skip", message="Flat loss."
         ... )
         >>> finding.verdict
         'skip'

@@ -1,0 +1,242 @@
+"""Real training steps of the user's program that leave no trace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from types import TracebackType
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loops.fetchers import _DataLoaderIterDataFetcher
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_tuning._trainer.batches import KeptBatches, ProbeBatch, ProbeBatches
+from lightning_tuning._trainer.errors import CannotProbeError
+from lightning_tuning._trainer.random_state import kept_random_state
+from lightning_tuning._trainer.snapshot import Shield, Snapshot, UninterruptedRestore
+from lightning_tuning._trainer.steps import (
+    LossRecorder,
+    begin_training,
+    steps_are_due,
+    training_batch,
+    validation_pass,
+)
+
+_UNTRIED_STRATEGIES = ("DeepSpeedStrategy", "FSDPStrategy", "XLAStrategy", "XLAFSDPStrategy")
+_BATCHES_WITHOUT_STEP = 1000
+"""So many batches in a row without an optimizer step or a loss end a run with an error."""
+
+
+class Sandbox:
+    """Runs training steps through the user's own hooks, precision and strategy; puts all back.
+
+    Entered in ``on_train_start``, when weights are restored and data are set up. Whatever happens
+    inside (an exception, Ctrl-C), leaving it puts back, in place: weights, buffers, gradients,
+    optimizers, loss scaler, random generators, the plain attributes of module, data module, data
+    sets and samplers, and the trainer's counters, results, callbacks and loggers. Meanwhile the
+    callbacks are silent and loggers are dummies.
+
+    Args:
+        trainer: A trainer inside ``fit``.
+        module: Its module.
+
+    Raises:
+        CannotProbeError: On entry: the strategy, the data or the module can't be put back.
+    """
+
+    def __init__(self, trainer: Trainer, module: LightningModule) -> None:
+        self.trainer = trainer
+        self.module = module
+        self._recorder = LossRecorder()
+        self._validation: tuple[CombinedLoader, list[int | float]] | None = None
+        self._losses: Generator[Tensor, None, None] | None = None
+        self._order = 0
+
+    def __enter__(self) -> Sandbox:
+        loader = self.trainer.fit_loop._combined_loader
+        _refuse_what_cannot_be_put_back(self.trainer, self.module)
+        assert loader is not None
+        self._batches = ProbeBatches(loader)
+        self._snapshot = Snapshot(self.trainer, self.module)
+        self._shield = Shield(self.trainer, [self._recorder])
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        with UninterruptedRestore():
+            self._put_back()
+
+    @property
+    def optimizers(self) -> list[Optimizer]:
+        """The fit's own optimizers."""
+        return self.trainer.optimizers
+
+    def rewind(self, *, order: int = 0) -> None:
+        """Go back to the state at entry; the next run starts with the first batch of a pass.
+
+        Args:
+            order: 0 repeats the data order and the random numbers that the fit itself will see
+                first; any other number gives an independent order, the same for the same number.
+        """
+        self._put_back()
+        self._shield = Shield(self.trainer, [self._recorder])
+        self._order = order
+        if order:
+            torch.manual_seed(torch.initial_seed() + order)
+            for generator in self._batches.generators():
+                generator.manual_seed(generator.initial_seed() + order)
+
+    def run(
+        self,
+        num_steps: int,
+        *,
+        after_step: Callable[[int, Tensor], bool | None],
+        before_step: Callable[[int], None] | None = None,
+    ) -> None:
+        """Take optimizer steps; goes on from where the last run stopped, unless rewound.
+
+        Args:
+            num_steps: So many optimizer steps at most, however many batches each accumulates.
+            after_step: Called after each with its number (from 0) and the mean loss of its batches,
+                a detached scalar on the device; returning True ends the run.
+            before_step: Called before the first batch of each step.
+
+        Raises:
+            CannotProbeError: The data are empty, or the program takes no steps or has no loss.
+        """
+        if self._losses is None:
+            self._losses = self._losses_of_steps()
+        for step in range(num_steps):
+            if before_step is not None:
+                before_step(step)
+            if after_step(step, next(self._losses)):
+                break
+
+    def evaluate(self, *, num_batches: int) -> dict[str, Tensor]:
+        """Run the user's validation on a few batches, the same ones each time.
+
+        Args:
+            num_batches: At most so many batches of each validation loader.
+
+        Returns:
+            What the module logged, by name.
+
+        Raises:
+            CannotProbeError: There is no validation data.
+        """
+        with kept_random_state():
+            if self._validation is None:
+                self._validation = self._read_validation_data(num_batches)
+            val_loop = self.trainer.fit_loop.epoch_loop.val_loop
+            val_loop._combined_loader, val_loop._max_batches = self._validation
+            return validation_pass(self.trainer)
+
+    def _put_back(self) -> None:
+        if self._losses is not None:
+            self._losses.close()
+            self._losses = None
+        self._recorder.take()
+        self._batches.close()
+        self._shield.restore()
+        self._snapshot.restore()
+
+    def _losses_of_steps(self) -> Generator[Tensor, None, None]:
+        """Yield the mean loss of each accumulation window that ended with an optimizer step."""
+        self.trainer.training = True
+        begin_training(self.trainer)
+        window: list[Tensor] = []
+        idle = 0
+        with _StepCounter(self) as counter:
+            for batch in self._endless_batches():
+                try:
+                    loss = training_batch(self.trainer, batch, self._recorder)
+                except StopIteration:
+                    loss = None
+                if loss is not None:
+                    window.append(loss.float())
+                idle += 1
+                if counter.stepped() and window:
+                    yield torch.stack(window).mean()
+                    window, idle = [], 0
+                elif idle >= _BATCHES_WITHOUT_STEP:
+                    what = "an optimizer step" if window else "a loss"
+                    raise CannotProbeError(f"{idle} batches gave not one with {what}")
+
+    def _endless_batches(self) -> Iterator[ProbeBatch]:
+        epoch = self.trainer.current_epoch + 1000 * self._order
+        while True:
+            yield from self._batches.one_pass(epoch=epoch)
+            epoch += 1
+
+    def _read_validation_data(self, limit: int) -> tuple[CombinedLoader, list[int | float]]:
+        val_loop = self.trainer.fit_loop.epoch_loop.val_loop
+        self.trainer.validating = True
+        val_loop.setup_data()
+        self.trainer.training = True
+        loader = val_loop._combined_loader
+        if loader is None or val_loop.skip:
+            raise CannotProbeError("the trainer has no validation data")
+        loader.limits = val_loop.max_batches
+        batches = ProbeBatches(loader, limit=limit)
+        kept = [KeptBatches() for _ in loader.flattened]
+        for batch in batches.one_pass(epoch=self.trainer.current_epoch):
+            kept[batch.dataloader_idx].data.append(batch.data)
+        batches.close()
+        return CombinedLoader(kept, loader._mode), [len(batches) for batches in kept]
+
+
+class _StepCounter:
+    """Tells whether the last batch ended with an optimizer step.
+
+    Under automatic optimization Lightning says so. Under manual optimization the optimizers say it
+    by their hooks, and Lightning's count adds the steps that fp16 overflow skipped.
+    """
+
+    def __init__(self, sandbox: Sandbox) -> None:
+        self._trainer = sandbox.trainer
+        self._automatic = sandbox.module.automatic_optimization
+        self._hook_calls = 0
+        self._seen = self._count()
+
+    def __enter__(self) -> _StepCounter:
+        self._handles = [
+            optimizer.register_step_post_hook(self._on_step)
+            for optimizer in ([] if self._automatic else self._trainer.optimizers)
+        ]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def stepped(self) -> bool:
+        """Whether a step was taken since the last call."""
+        if self._automatic:
+            return steps_are_due(self._trainer)
+        before, self._seen = self._seen, self._count()
+        return self._seen > before
+
+    def _count(self) -> int:
+        manual = self._trainer.fit_loop.epoch_loop.manual_optimization
+        return manual.optim_step_progress.total.completed + self._hook_calls
+
+    def _on_step(self, *_: object) -> None:
+        self._hook_calls += 1
+
+
+def _refuse_what_cannot_be_put_back(trainer: Trainer, module: LightningModule) -> None:
+    strategy = type(trainer.strategy).__name__
+    if strategy in _UNTRIED_STRATEGIES:
+        raise CannotProbeError(f"steps under {strategy} can't be put back")
+    if isinstance(trainer.fit_loop._data_fetcher, _DataLoaderIterDataFetcher):
+        raise CannotProbeError("training_step(dataloader_iter) reads the data itself")
+    lazy = (nn.parameter.UninitializedParameter, nn.parameter.UninitializedBuffer)
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        if isinstance(tensor, lazy):
+            raise CannotProbeError(f"{name} has no shape yet; run one batch before the fit")

@@ -1,0 +1,106 @@
+"""One training batch, one validation batch: Lightning's own path, without its loops around it."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer import call
+from torch import Tensor
+
+from lightning_tuning._trainer.batches import ProbeBatch
+
+
+class LossRecorder(Callback):
+    """Notes the losses that are sent backward, for modules whose ``training_step`` returns none."""
+
+    def __init__(self) -> None:
+        self.losses: list[Tensor] = []
+
+    def on_before_backward(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,  # noqa: ARG002
+        loss: Tensor,
+    ) -> None:
+        """Note one loss, as it was before fp16 scaling."""
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        scale = 1.0 if scaler is None or scaler._scale is None else scaler._scale
+        self.losses.append(loss.detach() / scale)
+
+    def take(self) -> Tensor | None:
+        """Return the sum of the losses since the last call."""
+        losses, self.losses = self.losses, []
+        return torch.stack([loss.float() for loss in losses]).sum() if losses else None
+
+
+def begin_training(trainer: Trainer) -> None:
+    """Call the module's hooks that stand before the first batch of an epoch."""
+    call._call_lightning_module_hook(trainer, "on_train_start")
+    call._call_lightning_module_hook(trainer, "on_train_epoch_start")
+
+
+def training_batch(trainer: Trainer, batch: ProbeBatch, recorder: LossRecorder) -> Tensor | None:
+    """Run the user's step on one batch, with backward and, where it is due, the optimizer's step.
+
+    Returns:
+        The batch's loss, not divided by the number of accumulated batches; None where the step
+        returned none and sent none backward.
+
+    Raises:
+        StopIteration: The module's ``on_train_batch_start`` asked to end the epoch.
+    """
+    epoch_loop = trainer.fit_loop.epoch_loop
+    module = trainer.lightning_module
+    epoch_loop.batch_progress.current.ready = batch.position + 1
+    epoch_loop.batch_progress.is_last_batch = batch.is_last
+    data, index = _to_device(trainer, batch.data, 0), batch.position
+    trainer._logger_connector.on_batch_start(data)
+    if call._call_lightning_module_hook(trainer, "on_train_batch_start", data, index) == -1:
+        raise StopIteration
+    call._call_strategy_hook(trainer, "on_train_batch_start", data, index)
+    kwargs = epoch_loop._build_kwargs(OrderedDict(), data, index)
+    if module.automatic_optimization:
+        output = epoch_loop.automatic_optimization.run(trainer.optimizers[0], index, kwargs)
+        factor = trainer.accumulate_grad_batches
+    else:
+        output = epoch_loop.manual_optimization.run(kwargs)
+        factor = 1
+    call._call_lightning_module_hook(trainer, "on_train_batch_end", output, data, index)
+    trainer._logger_connector.on_batch_end()
+    sent_backward = recorder.take()
+    returned = _returned_loss(output)
+    return returned * factor if returned is not None else sent_backward
+
+
+def steps_are_due(trainer: Trainer) -> bool:
+    """Whether the batch just run was the last of its accumulation window."""
+    return not trainer.fit_loop._should_accumulate()
+
+
+def validation_pass(trainer: Trainer) -> dict[str, Tensor]:
+    """Run the fit's validation loop once and return all that the module logged, by name."""
+    connector = trainer._logger_connector
+    connector.reset_metrics()
+    first_loop_iter = connector._first_loop_iter
+    trainer.validating = True
+    try:
+        trainer.fit_loop.epoch_loop.val_loop.run()
+    finally:
+        trainer.training = True
+        connector._first_loop_iter = first_loop_iter
+    return dict(connector._callback_metrics)
+
+
+def _to_device(trainer: Trainer, data: Any, dataloader_idx: int) -> Any:
+    data = trainer.precision_plugin.convert_input(data)
+    data = trainer.lightning_module._on_before_batch_transfer(data, dataloader_idx=dataloader_idx)
+    return call._call_strategy_hook(trainer, "batch_to_device", data, dataloader_idx=dataloader_idx)
+
+
+def _returned_loss(output: Any) -> Tensor | None:
+    loss = output.get("loss") if isinstance(output, Mapping) else None
+    return loss.detach() if isinstance(loss, Tensor) else None
