@@ -1,9 +1,24 @@
 """The craft of training neural networks, as drop-in PyTorch Lightning callbacks."""
 
+from lightning_tuning.callbacks.lr_range_test import LRRangeTest, lr_range_test
+from lightning_tuning.callbacks.one_cycle import OneCycle
 from lightning_tuning.findings import Finding
+from lightning_tuning.functional.lr_range_test import LRRangeResult
+from lightning_tuning.functional.one_cycle import (
+    OneCycleSchedule,
+    one_cycle,
+    one_cycle_schedule,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Finding",
+    "LRRangeResult",
+    "LRRangeTest",
+    "OneCycle",
+    "OneCycleSchedule",
+    "lr_range_test",
+    "one_cycle",
+    "one_cycle_schedule",
 ]

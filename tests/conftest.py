@@ -1,4 +1,4 @@
-"""What every test gets: one thread, quiet Lightning, its own folder, and a check of what it left."""
+"""What every test gets: one thread, quiet Lightning, its own folder, a check of what it left."""
 
 import gc
 import logging
@@ -31,13 +31,12 @@ def _children() -> set[int]:
     }
 
 
-def _files() -> set[pathlib.Path]:
-    skipped = {".git", ".venv", "__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache"}
-    return {
-        path
-        for path in ROOT.rglob("*")
-        if not skipped.intersection(path.relative_to(ROOT).parts) and path.suffix != ".pyc"
-    }
+def _files() -> set[str]:
+    found = set()
+    for folder, folders, names in os.walk(ROOT):
+        folders[:] = [f for f in folders if not f.startswith(".") and f != "__pycache__"]
+        found.update(os.path.join(folder, name) for name in names)
+    return found
 
 
 @pytest.fixture(autouse=True)

@@ -41,11 +41,13 @@ def test_imports_go_down(path):
             if FLOORS[here] == 0:
                 assert not module.startswith("lightning"), f"{path}:{line} floor 0 knows no Trainer"
             continue
-        there = (module.split(".") + [""])[1]
+        there = [*module.split("."), ""][1]
         same_folder = there == here and here not in ("callbacks", "")
         init = path.name == "__init__.py" and there == here
+        # a result draws itself: the picture's code is imported when it is asked for
+        deferred_plots = there == "plots" and not top_level
         below = FLOORS[there] < FLOORS[here] or (FLOORS[there] == FLOORS[here] == 0)
-        assert same_folder or init or below, f"{path}:{line} imports {module}"
+        assert same_folder or init or below or deferred_plots, f"{path}:{line} imports {module}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))

@@ -9,13 +9,21 @@ sees it restored.
 
 from __future__ import annotations
 
+import array
 import collections
+import functools
+import io
 import random
-from collections.abc import Callable, Iterable
+import types
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data.dataloader import _BaseDataLoaderIter
+
+from lightning_tuning._trainer.errors import CannotProbeError
+from lightning_tuning._trainer.tensor_state import TensorState
 
 # Types of these packages are left alone: their objects are shared machinery (a trainer, a thread, a
 # compiled graph, an image, a table), not the state of one training program.
@@ -25,24 +33,33 @@ _FOREIGN = {
     *("numpy", "pandas", "polars", "pyarrow", "pytorch_lightning", "queue", "re", "tensorboard"),
     *("threading", "types", "weakref", "_thread", "_io"),
 }
-_TORCH_PARTS = ("torch.nn", "torch.optim", "torch.utils.data", "torch.ao")
+_TORCH_PARTS = (
+    *("torch.nn", "torch.optim", "torch.utils.data", "torch.ao", "torch.quasirandom"),
+    "torch.distributed.algorithms",  # the states of DDP's communication hooks
+)
 _PLAIN = (str, bytes, int, float, complex, type)
 _DATA = (torch.utils.data.Dataset, torch.utils.data.DataLoader, torch.utils.data.Sampler)
 _LONG = 10_000
 """Containers longer than this are remembered, but what they hold is not walked through."""
+_SMALL = 2**20
+_SMALL_ALTOGETHER = 2**26
+"""Bytes of an array of data, and of all of them, up to which they are copied nevertheless."""
 
 
 class ObjectState:
     """Contents of all plain mutable objects that can be reached from some roots.
 
-    Tensors and arrays are remembered too, but not those that a data set, loader or sampler holds:
-    they are large, and reading examples does not change them. Parameters, buffers and whatever else
-    is in ``skip`` are never copied, nor walked through.
+    Tensors and arrays are remembered too, but not the large ones that a data set, loader or sampler
+    holds: reading examples does not change them. Parameters, buffers and whatever else is in
+    ``skip`` are never copied, nor walked through.
 
     Args:
         roots: Where the walk starts.
-        data: Where it starts for data, whose arrays are not copied.
+        data: Where it starts for data.
         skip: Objects that are somebody else's business.
+
+    Raises:
+        CannotProbeError: A root holds an iterator, which nobody can rewind.
 
     Example:
         >>> counts = {"steps": [1]}
@@ -63,34 +80,68 @@ class ObjectState:
         # holding the objects keeps their ids from being given to others
         self._seen: dict[int, object] = {id(obj): obj for obj in skip}
         self._undo: list[Callable[[], None]] = []
-        self._walk(data, copy_arrays=False)
-        self._walk(roots, copy_arrays=True)
+        self._small_left = _SMALL_ALTOGETHER
+        tensors: list[torch.Tensor] = []
+        self._walk(data, tensors, is_data=True)
+        self._walk(roots, tensors, is_data=False)
+        self._tensors = TensorState(tensors)
 
     def restore(self) -> None:
         """Write everything back; may be called again after further changes."""
         for undo in self._undo:
             undo()
+        self._tensors.restore()
 
-    def _walk(self, roots: Iterable[object], *, copy_arrays: bool) -> None:
+    def _walk(self, roots: Iterable[object], tensors: list[torch.Tensor], *, is_data: bool) -> None:
         pending = list(roots)
         while pending:
             obj = pending.pop()
             if obj is None or isinstance(obj, _PLAIN) or id(obj) in self._seen:
                 continue
-            if copy_arrays and isinstance(obj, _DATA):
-                self._walk([obj], copy_arrays=False)
+            if not is_data and isinstance(obj, _DATA):
+                self._walk([obj], tensors, is_data=True)
                 continue
             self._seen[id(obj)] = obj
             if isinstance(obj, torch.Tensor | np.ndarray):
-                if copy_arrays:
+                if is_data and not self._is_small(obj):
+                    continue
+                if isinstance(obj, torch.Tensor):
+                    tensors.append(obj)
+                elif obj.flags.writeable:
                     self._undo.append(_undo_array(obj))
             elif (undo_generator := _undo_generator(obj)) is not None:
                 self._undo.append(undo_generator)
             else:
-                pending.extend(self._remember_container(obj))
+                held = self._remember_container(obj)
+                if not is_data:
+                    _refuse_iterators(obj, held)
+                pending.extend(held)
 
-    def _remember_container(self, obj: Any) -> Iterable[object]:
-        """Remember what a container or an object's attributes hold, and return that."""
+    def _is_small(self, obj: torch.Tensor | np.ndarray[Any, Any]) -> bool:
+        """Whether an array of data is a counter, a table of weights, not the data itself."""
+        if obj.nbytes > min(_SMALL, self._small_left):
+            return False
+        self._small_left -= obj.nbytes
+        return True
+
+    def _remember_container(self, obj: Any) -> list[Any]:
+        """Remember what a container and an object's attributes hold, and return that."""
+        held = self._remember_items(obj)
+        kind = type(obj)
+        if _is_foreign(kind):
+            return held
+        attributes = getattr(obj, "__dict__", None)
+        if isinstance(attributes, dict):
+            self._undo.append(_undo_dict(attributes))
+            # the iterator of a loader is the fit's own, and under way
+            own = isinstance(obj, torch.utils.data.DataLoader)
+            held += _short([v for k, v in attributes.items() if not (own and k == "_iterator")])
+        if slots := _slots(kind):
+            self._undo.append(undo := _UndoSlots(obj, slots))
+            held += undo.values.values()
+        return held
+
+    def _remember_items(self, obj: Any) -> list[Any]:
         if isinstance(obj, dict):
             self._undo.append(_undo_dict(obj))
             return _short(obj.values())
@@ -99,26 +150,90 @@ class ObjectState:
             return _short(obj)
         if isinstance(obj, set):
             self._undo.append(_undo_set(obj))
-            return ()
-        if isinstance(obj, tuple):
             return _short(obj)
-        attributes = getattr(obj, "__dict__", None)
-        if not isinstance(attributes, dict) or _is_foreign(type(obj)):
-            return ()
-        self._undo.append(_undo_dict(attributes))
-        return _short(attributes.values())
+        if isinstance(obj, bytearray | array.array):
+            self._undo.append(_undo_bytes(obj))
+            return []
+        return _held_by_constant(obj)
 
 
 def _is_foreign(kind: type) -> bool:
-    if issubclass(kind, torch.nn.Module):
+    if issubclass(kind, torch.nn.Module | torch.amp.GradScaler):
         return False
-    if kind.__module__.startswith("torch."):
-        return not kind.__module__.startswith(_TORCH_PARTS)
-    return kind.__module__.split(".", maxsplit=1)[0] in _FOREIGN
+    package = str(kind.__module__)
+    if package.startswith("torch."):
+        return not package.startswith(_TORCH_PARTS)
+    return package.split(".", maxsplit=1)[0] in _FOREIGN
 
 
-def _short(values: Any) -> Iterable[object]:
-    return list(values) if len(values) <= _LONG else ()
+def _held_by_constant(obj: Any) -> list[Any]:
+    """Return what a thing holds that does not change itself."""
+    if isinstance(obj, tuple | frozenset):
+        return _short(obj)
+    if isinstance(obj, types.MethodType):
+        return [obj.__self__]
+    if isinstance(obj, functools.partial):
+        return [obj.func, *obj.args, *obj.keywords.values()]
+    return []
+
+
+def _short(values: Any) -> list[Any]:
+    return list(values) if len(values) <= _LONG else []
+
+
+def _refuse_iterators(holder: object, held: list[Any]) -> None:
+    for obj in held:
+        # an iterator written in Python keeps its place in attributes, and those are put back
+        is_opaque = isinstance(obj, Iterator) and not hasattr(obj, "__dict__")
+        if isinstance(obj, _BaseDataLoaderIter) or (
+            is_opaque and not isinstance(obj, io.IOBase) and not _slots(type(obj))
+        ):
+            names = [name for name, v in getattr(holder, "__dict__", {}).items() if v is obj]
+            attribute = f" (its attribute {names[0]!r})" if names else ""
+            raise CannotProbeError(
+                f"a {type(holder).__name__} of the program holds a {type(obj).__name__}{attribute},"
+                " an iterator that can be read only once"
+            )
+
+
+def _slots(kind: type) -> tuple[types.MemberDescriptorType, ...]:
+    """Return the attributes that a class written in Python keeps outside ``__dict__``."""
+    return tuple(
+        member
+        for base in kind.__mro__
+        if "__slots__" in vars(base)
+        for member in vars(base).values()
+        if isinstance(member, types.MemberDescriptorType)
+    )
+
+
+def _slot_value(slot: types.MemberDescriptorType, obj: object) -> Any:
+    try:
+        return slot.__get__(obj)
+    except AttributeError:
+        return _UNSET
+
+
+_UNSET = object()
+
+
+class _UndoSlots:
+    def __init__(self, obj: object, slots: tuple[types.MemberDescriptorType, ...]) -> None:
+        self._obj = obj
+        self._slots = slots
+        self.values = self._now()
+
+    def _now(self) -> dict[types.MemberDescriptorType, Any]:
+        values = {slot: _slot_value(slot, self._obj) for slot in self._slots}
+        return {slot: value for slot, value in values.items() if value is not _UNSET}
+
+    def __call__(self) -> None:
+        now = self._now()
+        for slot in self._slots:
+            if slot not in self.values and slot in now:
+                slot.__delete__(self._obj)
+            elif slot in self.values and now.get(slot, self) is not self.values[slot]:
+                slot.__set__(self._obj, self.values[slot])
 
 
 def _undo_dict(obj: dict[Any, Any]) -> Callable[[], None]:
@@ -159,22 +274,23 @@ def _undo_set(obj: set[Any]) -> Callable[[], None]:
     return undo
 
 
-def _undo_array(obj: torch.Tensor | np.ndarray[Any, Any]) -> Callable[[], None]:
-    if isinstance(obj, np.ndarray):
-        array, kept = obj, obj.copy()
+def _undo_bytes(obj: bytearray | array.array[Any]) -> Callable[[], None]:
+    items = obj[:]
 
-        def undo_array() -> None:
-            if array.flags.writeable:
-                np.copyto(array, kept)
+    def undo() -> None:
+        obj[:] = items  # type: ignore[assignment]
 
-        return undo_array
-    tensor, saved = obj.detach(), obj.detach().clone()
+    return undo
 
-    def undo_tensor() -> None:
-        with torch.no_grad():
-            tensor.copy_(saved)
 
-    return undo_tensor
+def _undo_array(obj: np.ndarray[Any, Any]) -> Callable[[], None]:
+    kept = obj.copy()
+
+    def undo() -> None:
+        obj.flags.writeable = True
+        np.copyto(obj, kept)
+
+    return undo
 
 
 def _undo_generator(obj: object) -> Callable[[], None] | None:
@@ -182,14 +298,14 @@ def _undo_generator(obj: object) -> Callable[[], None] | None:
     if isinstance(obj, torch.Generator):
         torch_state = obj.get_state()
         return lambda: _discard(obj.set_state(torch_state))
-    if isinstance(obj, np.random.Generator):
-        bit_generator = obj.bit_generator
+    if isinstance(obj, np.random.Generator | np.random.BitGenerator):
+        bit_generator = obj if isinstance(obj, np.random.BitGenerator) else obj.bit_generator
         numpy_state = bit_generator.state
         return lambda: setattr(bit_generator, "state", numpy_state)
     if isinstance(obj, np.random.RandomState):
         legacy_state = obj.get_state()
         return lambda: obj.set_state(legacy_state)
-    if isinstance(obj, random.Random):
+    if isinstance(obj, random.Random) and not isinstance(obj, random.SystemRandom):
         python_state = obj.getstate()
         return lambda: obj.setstate(python_state)
     return None

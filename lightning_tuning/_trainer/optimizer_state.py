@@ -1,12 +1,11 @@
-"""The state of optimizers and of the loss scaler, put back in place."""
+"""The state of optimizers, put back in place."""
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
-from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 from lightning_tuning._trainer.tensor_state import TensorState
@@ -24,46 +23,37 @@ class OptimizerState:
 
     def __init__(self, optimizer: Optimizer) -> None:
         self._optimizer = optimizer
-        self._groups = [(group, dict(group)) for group in optimizer.param_groups]
-        self._params = [list(group["params"]) for group in optimizer.param_groups]
-        self._state = {param: _shallow(value) for param, value in optimizer.state.items()}
-        holders = [value for value in self._state.values() if isinstance(value, dict)]
-        holders += [entries for _, entries in self._groups]
-        values = [v for holder in holders for k, v in holder.items() if k != "params"]
-        self._tensors = TensorState(v for v in values if isinstance(v, Tensor))
+        self._groups = [(g, g["params"], _copied(g)) for g in optimizer.param_groups]
+        self._state = _copied(optimizer.state)
+        groups = [{k: v for k, v in group.items() if k != "params"} for *_, group in self._groups]
+        self._tensors = TensorState(_tensors([self._state, groups]))
 
     def restore(self) -> None:
         """Put groups and state back."""
         optimizer = self._optimizer
-        optimizer.param_groups[:] = [group for group, _ in self._groups]
-        for (group, entries), params in zip(self._groups, self._params, strict=True):
+        optimizer.param_groups[:] = [group for group, *_ in self._groups]
+        for group, params, entries in self._groups:
             group.clear()
-            group.update(entries)
-            group["params"][:] = params
+            group.update(_copied(entries))
+            params[:] = entries["params"]
+            group["params"] = params
         optimizer.state.clear()
-        optimizer.state.update({param: _shallow(value) for param, value in self._state.items()})
+        optimizer.state.update(_copied(self._state))
         self._tensors.restore()
 
 
-class ScalerState:
-    """The scale and the growth counter of a gradient scaler.
-
-    Args:
-        scaler: The scaler of the precision plugin.
-    """
-
-    def __init__(self, scaler: GradScaler) -> None:
-        self._scaler = scaler
-        self._entries = {key: _copied(value) for key, value in vars(scaler).items()}
-
-    def restore(self) -> None:
-        """Put the scaler's fields back."""
-        vars(self._scaler).update({key: _copied(value) for key, value in self._entries.items()})
-
-
-def _shallow(value: Any) -> Any:
-    return dict(value) if isinstance(value, dict) else value
-
-
 def _copied(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) else copy.copy(value)
+    """Copy the containers in which tensors and numbers lie (L-BFGS nests them), not the tensors."""
+    if isinstance(value, dict):
+        return {key: _copied(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_copied(entry) for entry in value]
+    return value
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for entry in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(entry)

@@ -48,6 +48,14 @@ def set_random_state(state: dict[str, Any]) -> None:
         torch.xpu.set_rng_state_all(state["xpu"])
 
 
+def reseed(number: int) -> None:
+    """Give every generator another random start: the same for the same seed and number."""
+    seed = torch.initial_seed() + number
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+
+
 @contextlib.contextmanager
 def kept_random_state() -> Iterator[None]:
     """Leave every generator as it was found, also after an exception."""

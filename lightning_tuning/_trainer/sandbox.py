@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Generator, Iterator
 from types import TracebackType
 
@@ -11,10 +12,17 @@ from lightning.pytorch.loops.fetchers import _DataLoaderIterDataFetcher
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from lightning_tuning._trainer.batches import KeptBatches, ProbeBatch, ProbeBatches
+from lightning_tuning._trainer.batches import (
+    KeptBatches,
+    ProbeBatch,
+    ProbeBatches,
+    data_holders,
+)
 from lightning_tuning._trainer.errors import CannotProbeError
-from lightning_tuning._trainer.random_state import kept_random_state
+from lightning_tuning._trainer.object_state import ObjectState
+from lightning_tuning._trainer.random_state import kept_random_state, reseed
 from lightning_tuning._trainer.snapshot import Shield, Snapshot, UninterruptedRestore
 from lightning_tuning._trainer.steps import (
     LossRecorder,
@@ -53,6 +61,7 @@ class Sandbox:
         self._validation: tuple[CombinedLoader, list[int | float]] | None = None
         self._losses: Generator[Tensor, None, None] | None = None
         self._order = 0
+        self._end_pass = False
 
     def __enter__(self) -> Sandbox:
         loader = self.trainer.fit_loop._combined_loader
@@ -60,7 +69,12 @@ class Sandbox:
         assert loader is not None
         self._batches = ProbeBatches(loader)
         self._snapshot = Snapshot(self.trainer, self.module)
-        self._shield = Shield(self.trainer, [self._recorder])
+        try:
+            with UninterruptedRestore():
+                self._shield = Shield(self.trainer, [self._recorder])
+        except KeyboardInterrupt:
+            self._shield.restore()
+            raise
         return self
 
     def __exit__(
@@ -81,16 +95,16 @@ class Sandbox:
         """Go back to the state at entry; the next run starts with the first batch of a pass.
 
         Args:
-            order: 0 repeats the data order and the random numbers that the fit itself will see
-                first; any other number gives an independent order, the same for the same number.
+            order: 0 repeats the data order and the random numbers of the first run; any other
+                number gives an independent order, the same for the same number.
         """
-        self._put_back()
-        self._shield = Shield(self.trainer, [self._recorder])
+        with UninterruptedRestore():
+            self._put_back()
+            self._shield = Shield(self.trainer, [self._recorder])
         self._order = order
         if order:
-            torch.manual_seed(torch.initial_seed() + order)
-            for generator in self._batches.generators():
-                generator.manual_seed(generator.initial_seed() + order)
+            reseed(order)
+            self._batches.reseed(order)
 
     def run(
         self,
@@ -110,12 +124,10 @@ class Sandbox:
         Raises:
             CannotProbeError: The data are empty, or the program takes no steps or has no loss.
         """
-        if self._losses is None:
-            self._losses = self._losses_of_steps()
         for step in range(num_steps):
             if before_step is not None:
                 before_step(step)
-            if after_step(step, next(self._losses)):
+            if after_step(step, self._next_loss()):
                 break
 
     def evaluate(self, *, num_batches: int) -> dict[str, Tensor]:
@@ -138,13 +150,25 @@ class Sandbox:
             return validation_pass(self.trainer)
 
     def _put_back(self) -> None:
-        if self._losses is not None:
-            self._losses.close()
+        # whatever goes wrong with one of these, the others take their turn; last comes first
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._snapshot.restore)
+            stack.callback(self._shield.restore)
+            stack.callback(self._batches.close)
+            stack.callback(self._recorder.take)
+            if self._losses is not None:
+                stack.callback(self._losses.close)
+                self._losses = None
+
+    def _next_loss(self) -> Tensor:
+        if self._losses is None:
+            self._losses = self._losses_of_steps()
+        try:
+            return next(self._losses)
+        except BaseException:
+            # a generator that raised is at its end; another run starts anew
             self._losses = None
-        self._recorder.take()
-        self._batches.close()
-        self._shield.restore()
-        self._snapshot.restore()
+            raise
 
     def _losses_of_steps(self) -> Generator[Tensor, None, None]:
         """Yield the mean loss of each accumulation window that ended with an optimizer step."""
@@ -154,40 +178,53 @@ class Sandbox:
         idle = 0
         with _StepCounter(self) as counter:
             for batch in self._endless_batches():
+                if idle == _BATCHES_WITHOUT_STEP:
+                    what = "an optimizer step" if window else "a loss"
+                    raise CannotProbeError(f"{idle} batches gave not one with {what}")
+                idle += 1
                 try:
                     loss = training_batch(self.trainer, batch, self._recorder)
                 except StopIteration:
-                    loss = None
+                    self._end_pass = True
+                    continue
                 if loss is not None:
                     window.append(loss.float())
-                idle += 1
                 if counter.stepped() and window:
                     yield torch.stack(window).mean()
                     window, idle = [], 0
-                elif idle >= _BATCHES_WITHOUT_STEP:
-                    what = "an optimizer step" if window else "a loss"
-                    raise CannotProbeError(f"{idle} batches gave not one with {what}")
 
     def _endless_batches(self) -> Iterator[ProbeBatch]:
         epoch = self.trainer.current_epoch + 1000 * self._order
         while True:
-            yield from self._batches.one_pass(epoch=epoch)
+            self._end_pass = False
+            for batch in self._batches.one_pass(epoch=epoch):
+                if batch.data is not None:  # Lightning skips these
+                    yield batch
+                if self._end_pass:
+                    break
             epoch += 1
 
     def _read_validation_data(self, limit: int) -> tuple[CombinedLoader, list[int | float]]:
         val_loop = self.trainer.fit_loop.epoch_loop.val_loop
+        if not self.trainer.enable_validation:
+            raise CannotProbeError("the trainer has no validation to run")
         self.trainer.validating = True
         val_loop.setup_data()
         self.trainer.training = True
         loader = val_loop._combined_loader
         if loader is None or val_loop.skip:
-            raise CannotProbeError("the trainer has no validation data")
+            raise CannotProbeError("the validation data are empty")
         loader.limits = val_loop.max_batches
         batches = ProbeBatches(loader, limit=limit)
         kept = [KeptBatches() for _ in loader.flattened]
-        for batch in batches.one_pass(epoch=self.trainer.current_epoch):
-            kept[batch.dataloader_idx].data.append(batch.data)
-        batches.close()
+        # read once, but as if never: what is read after a rewind must not depend on it
+        data = ObjectState([], data=data_holders([val_loop]))
+        try:
+            for batch in batches.one_pass(epoch=self.trainer.current_epoch):
+                kept[batch.dataloader_idx].data.append(batch.data)
+        finally:
+            batches.close()
+            data.restore()
         return CombinedLoader(kept, loader._mode), [len(batches) for batches in kept]
 
 
@@ -195,7 +232,8 @@ class _StepCounter:
     """Tells whether the last batch ended with an optimizer step.
 
     Under automatic optimization Lightning says so. Under manual optimization the optimizers say it
-    by their hooks, and Lightning's count adds the steps that fp16 overflow skipped.
+    by their hooks (any optimizer: some keep another one inside), and Lightning's count adds the
+    steps that fp16 overflow skipped.
     """
 
     def __init__(self, sandbox: Sandbox) -> None:
@@ -205,15 +243,11 @@ class _StepCounter:
         self._seen = self._count()
 
     def __enter__(self) -> _StepCounter:
-        self._handles = [
-            optimizer.register_step_post_hook(self._on_step)
-            for optimizer in ([] if self._automatic else self._trainer.optimizers)
-        ]
+        self._handle = register_optimizer_step_post_hook(self._on_step)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
+        self._handle.remove()
 
     def stepped(self) -> bool:
         """Whether a step was taken since the last call."""

@@ -8,8 +8,9 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.loggers.logger import DummyLogger, Logger
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultCollection
 from torch import nn
@@ -17,7 +18,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from lightning_tuning._trainer.batches import data_holders
 from lightning_tuning._trainer.object_state import ObjectState
-from lightning_tuning._trainer.optimizer_state import OptimizerState, ScalerState
+from lightning_tuning._trainer.optimizer_state import OptimizerState
 from lightning_tuning._trainer.random_state import get_random_state, set_random_state
 from lightning_tuning._trainer.tensor_state import TensorState
 
@@ -32,18 +33,27 @@ class Snapshot:
 
     def __init__(self, trainer: Trainer, module: LightningModule) -> None:
         self._module = module
-        tensors = [*module.parameters(), *module.buffers()]
-        self._parameters = [(p, p.requires_grad, p.grad) for p in module.parameters()]
+        optimized = (
+            p for o in trainer.optimizers for group in o.param_groups for p in group["params"]
+        )
+        parameters = list({id(p): p for p in (*module.parameters(), *optimized)}.values())
+        tensors = [*parameters, *module.buffers()]
+        self._parameters = [_ParameterFields(parameter) for parameter in parameters]
+        self._grads_enabled = torch.is_grad_enabled()
         self._tensors = TensorState(tensors)
-        self._grads = TensorState(p.grad for p in module.parameters() if p.grad is not None)
+        self._grads = TensorState(p.grad for p in parameters if p.grad is not None)
         self._optimizers = [OptimizerState(optimizer) for optimizer in trainer.optimizers]
-        scaler = getattr(trainer.precision_plugin, "scaler", None)
-        self._scaler = ScalerState(scaler) if scaler is not None else None
-        val_loop = trainer.fit_loop.epoch_loop.val_loop
-        loaders = [trainer.fit_loop._combined_loader, val_loop._combined_loader]
+        fit_loop = trainer.fit_loop
         self._objects = ObjectState(
-            [module, *trainer.optimizers, *(c.scheduler for c in trainer.lr_scheduler_configs)],
-            data=[*data_holders(loaders), getattr(trainer, "datamodule", None)],
+            [
+                module,
+                *(vars(tensor) for tensor in tensors),
+                *trainer.optimizers,
+                *(config.scheduler for config in trainer.lr_scheduler_configs),
+                getattr(trainer.precision_plugin, "scaler", None),
+                getattr(trainer.strategy, "_ddp_comm_state", None),
+            ],
+            data=data_holders([fit_loop, fit_loop.epoch_loop.val_loop]),
             skip=[
                 *tensors,
                 *(entry for o in trainer.optimizers for entry in (o.state, o.param_groups)),
@@ -55,16 +65,36 @@ class Snapshot:
         """Put everything back; may be called more than once."""
         _reshard(self._module)
         self._objects.restore()
-        for parameter, requires_grad, grad in self._parameters:
-            parameter.requires_grad_(requires_grad)
-            parameter.grad = grad
+        torch.set_grad_enabled(self._grads_enabled)
+        for fields in self._parameters:
+            fields.restore()
         self._tensors.restore()
         self._grads.restore()
         for optimizer in self._optimizers:
             optimizer.restore()
-        if self._scaler is not None:
-            self._scaler.restore()
         set_random_state(self._random)
+
+
+class _ParameterFields:
+    """What a parameter holds besides its numbers: the gradient, the hooks."""
+
+    def __init__(self, parameter: nn.Parameter) -> None:
+        self._parameter = parameter
+        self._requires_grad = parameter.requires_grad
+        self._grad = parameter.grad
+        self._hooks = [dict(hooks or {}) for hooks in _hooks(parameter)]
+
+    def restore(self) -> None:
+        self._parameter.requires_grad_(self._requires_grad)
+        self._parameter.grad = self._grad
+        for hooks, kept in zip(_hooks(self._parameter), self._hooks, strict=True):
+            if hooks is not None:
+                hooks.clear()
+                hooks.update(kept)
+
+
+def _hooks(parameter: nn.Parameter) -> tuple[dict[int, Any] | None, ...]:
+    return parameter._backward_hooks, parameter._post_accumulate_grad_hooks
 
 
 class Shield:
@@ -77,49 +107,33 @@ class Shield:
 
     def __init__(self, trainer: Trainer, callbacks: list[Any]) -> None:
         self._undo: list[Callable[[], None]] = []
-        epoch_loop = trainer.fit_loop.epoch_loop
+        fit_loop, epoch_loop = trainer.fit_loop, trainer.fit_loop.epoch_loop
         val_loop = epoch_loop.val_loop
         automatic, manual = epoch_loop.automatic_optimization, epoch_loop.manual_optimization
-        self._copy_entries(trainer._logger_connector)
-        for optimizer in trainer.strategy._lightning_optimizers:
-            self._copy_entries(optimizer)
-        self._swap(automatic, optim_progress=copy.deepcopy(automatic.optim_progress))
-        self._swap(
-            manual,
-            optim_step_progress=copy.deepcopy(manual.optim_step_progress),
-            _output=manual._output,
-        )
-        self._swap(
-            epoch_loop,
-            batch_progress=copy.deepcopy(epoch_loop.batch_progress),
-            _results=_ResultCollection(training=True),
-            _batches_that_stepped=epoch_loop._batches_that_stepped,
-        )
-        self._copy_entries(val_loop)
-        self._swap(
-            val_loop,
-            batch_progress=copy.deepcopy(val_loop.batch_progress),
-            _results=_ResultCollection(training=False),
-            _last_val_dl_reload_epoch=trainer.current_epoch,
-        )
-        self._swap(
-            trainer,
+        connector = trainer._logger_connector
+        wrappers = trainer.strategy._lightning_optimizers
+        for owner in (trainer, trainer.state, fit_loop, epoch_loop, connector, *wrappers):
+            self._copy_entries(owner)
+        for owner in (val_loop, automatic, manual):
+            self._copy_entries(owner)
+        automatic.optim_progress = copy.deepcopy(automatic.optim_progress)
+        manual.optim_step_progress = copy.deepcopy(manual.optim_step_progress)
+        epoch_loop.batch_progress = copy.deepcopy(epoch_loop.batch_progress)
+        epoch_loop._results = _ResultCollection(training=True)
+        val_loop.batch_progress = copy.deepcopy(val_loop.batch_progress)
+        val_loop._results = _ResultCollection(training=False)
+        val_loop._last_val_dl_reload_epoch = trainer.current_epoch
+        val_loop.restarting = False
+        vars(trainer).update(
             callbacks=callbacks,
-            _loggers=[DummyLogger() for _ in trainer.loggers],
+            _loggers=[_SilentLogger(logger) for logger in trainer.loggers],
             profiler=PassThroughProfiler(),
-            should_stop=trainer.should_stop,
         )
-        self._swap(trainer.state, stage=trainer.state.stage)
 
     def restore(self) -> None:
         """Put the trainer's own parts back."""
         while self._undo:
             self._undo.pop()()
-
-    def _swap(self, owner: Any, **stand_ins: Any) -> None:
-        own = {name: getattr(owner, name) for name in stand_ins}
-        self._undo.append(lambda: _set_all(owner, own))
-        _set_all(owner, stand_ins)
 
     def _copy_entries(self, owner: Any) -> None:
         own = dict(vars(owner))
@@ -127,28 +141,50 @@ class Shield:
         vars(owner).update({k: copy.copy(v) for k, v in own.items() if isinstance(v, dict)})
 
 
+class _SilentLogger(DummyLogger):
+    """Writes nothing, and says where the person's own logger writes."""
+
+    def __init__(self, logger: Logger) -> None:
+        super().__init__()
+        self._logger = logger
+
+    @property
+    def name(self) -> Any:
+        return self._logger.name
+
+    @property
+    def version(self) -> Any:
+        return self._logger.version
+
+    @property
+    def save_dir(self) -> str | None:
+        return self._logger.save_dir
+
+    @property
+    def log_dir(self) -> str | None:
+        return self._logger.log_dir
+
+
 class UninterruptedRestore:
     """Holds Ctrl-C back until everything is in its place again."""
 
     def __enter__(self) -> None:
+        self._pressed = False
         self._handler = None
         if threading.current_thread() is threading.main_thread():
-            self._pressed = False
-            self._handler = signal.signal(signal.SIGINT, self._remember)
+            # None: a handler that is not Python's own, and can't be put back
+            self._handler = signal.getsignal(signal.SIGINT)
+            if self._handler is not None:
+                signal.signal(signal.SIGINT, self._remember)
 
     def __exit__(self, *_: object) -> None:
         if self._handler is not None:
             signal.signal(signal.SIGINT, self._handler)
             if self._pressed:
-                raise KeyboardInterrupt
+                signal.raise_signal(signal.SIGINT)
 
     def _remember(self, *_: object) -> None:
         self._pressed = True
-
-
-def _set_all(owner: Any, values: dict[str, Any]) -> None:
-    for name, value in values.items():
-        setattr(owner, name, value)
 
 
 def _reset_entries(owner: Any, entries: dict[str, Any]) -> None:

@@ -31,7 +31,7 @@ class TensorState:
     """
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
-        self._tensors = [t for t in {id(t): t for t in tensors}.values() if not _is_expanded(t)]
+        self._tensors = list({id(t): t for t in tensors}.values())
         local = [_local(tensor) for tensor in self._tensors]
         on_host = {device: not _has_room(device, local) for device in {t.device for t in local}}
         self._saved = [
@@ -41,25 +41,29 @@ class TensorState:
     @torch.no_grad()
     def restore(self) -> None:
         """Copy the saved contents back into the same tensors."""
-        local = [_local(tensor) for tensor in self._tensors]
-        dense = [i for i, tensor in enumerate(local) if tensor.layout == torch.strided]
-        if dense:
-            torch._foreach_copy_([local[i] for i in dense], [self._saved[i] for i in dense])
-        for i in set(range(len(local))).difference(dense):
-            local[i].copy_(self._saved[i])
+        plain: tuple[list[Tensor], list[Tensor]] = ([], [])
+        for tensor, saved in zip(map(_local, self._tensors), self._saved, strict=True):
+            if tensor.is_inference():
+                with torch.inference_mode():
+                    tensor.copy_(saved)
+            elif type(tensor) is Tensor and tensor.layout == torch.strided:
+                plain[0].append(tensor)
+                plain[1].append(saved)
+            else:
+                tensor.copy_(saved)
+        if plain[0]:
+            torch._foreach_copy_(*plain)
 
 
 def _local(tensor: Tensor) -> Tensor:
-    if isinstance(tensor, DTensor):
-        return tensor.to_local().detach()
-    return tensor.detach()
-
-
-def _is_expanded(tensor: Tensor) -> bool:
-    """Whether entries share memory: torch lets nobody write to such a tensor in place."""
-    return tensor.layout == torch.strided and any(
-        stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)
-    )
+    """Return the part of a tensor that lies in this process, each entry once."""
+    tensor = tensor.to_local().detach() if isinstance(tensor, DTensor) else tensor.detach()
+    if tensor.layout == torch.strided:
+        for dim, stride in enumerate(tensor.stride()):
+            if stride == 0 and tensor.shape[dim] > 1:
+                # torch lets nobody write to an expanded tensor in place
+                tensor = tensor.narrow(dim, 0, 1)
+    return tensor
 
 
 def _has_room(device: torch.device, tensors: list[Tensor]) -> bool:

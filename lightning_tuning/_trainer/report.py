@@ -1,0 +1,78 @@
+"""The one place that shows findings: console, loggers, and a file in the run's folder."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers.logger import DummyLogger
+from lightning_utilities.core.rank_zero import rank_zero_info
+
+from lightning_tuning.findings import Finding
+
+FINDINGS_FILE = "findings.json"
+
+
+def report(trainer: Trainer, findings: Sequence[Finding]) -> None:
+    """Show findings of a check: all ranks must call it.
+
+    Each is one line on the console of rank zero; the table goes to the text tab of TensorBoard,
+    and ``findings.json`` in the run's folder collects those of all checks.
+    """
+    for finding in findings:
+        rank_zero_info(f"[{finding.verdict}] {finding.check}: {finding.message} {finding.hint}")
+    folder = run_folder(trainer)
+    if folder is None or not findings:
+        return
+    _add_to_file(folder / FINDINGS_FILE, findings)
+    for experiment in _experiments(trainer, "add_text"):
+        check = findings[0].check
+        experiment.add_text(f"{check}/findings", as_table(findings), trainer.global_step)
+
+
+def as_table(findings: Sequence[Finding]) -> str:
+    """Return the findings as a Markdown table, worst first."""
+    order = ("fail", "warn", "skip", "pass")
+    rows = [
+        f"| {f.verdict} | {f.code} | {_cell(f.where)} | {_cell(f.message)} | {_cell(f.hint)} |"
+        for f in sorted(findings, key=lambda finding: order.index(finding.verdict))
+    ]
+    head = ["| verdict | code | where | what was measured | what to do |", "|---|---|---|---|---|"]
+    return "\n".join(head + rows)
+
+
+def run_folder(trainer: Trainer) -> pathlib.Path | None:
+    """Return the folder of this run on rank zero; None on others and where nothing is logged.
+
+    All ranks must call it, because Lightning sends the name from rank zero to all.
+    """
+    if not real_loggers(trainer):
+        return None
+    folder = trainer.log_dir
+    if folder is None or not trainer.is_global_zero:
+        return None
+    path = pathlib.Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def real_loggers(trainer: Trainer) -> list[Any]:
+    """Return the loggers, without the stand-in of ``fast_dev_run`` that answers to every name."""
+    return [logger for logger in trainer.loggers if not isinstance(logger, DummyLogger)]
+
+
+def _experiments(trainer: Trainer, method: str) -> list[Any]:
+    found = [getattr(logger, "experiment", None) for logger in real_loggers(trainer)]
+    return [experiment for experiment in found if callable(getattr(experiment, method, None))]
+
+
+def _add_to_file(path: pathlib.Path, findings: Sequence[Finding]) -> None:
+    earlier = json.loads(path.read_text()) if path.exists() else []
+    path.write_text(json.dumps(earlier + [f.to_dict() for f in findings], indent=1))
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,307 @@
+"""The learning-rate range test as a callback, and as a function for use before a fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, get_args
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
+
+from lightning_tuning._trainer.before_fit import run_before_fit
+from lightning_tuning._trainer.errors import CannotProbeError
+from lightning_tuning._trainer.learning_rates import (
+    apply_learning_rate,
+    rates_of,
+    set_module_rate,
+)
+from lightning_tuning._trainer.logger import log_result
+from lightning_tuning._trainer.lr_measurement import SweepSettings, measure
+from lightning_tuning._trainer.report import report
+from lightning_tuning._trainer.schedule_start import start_waiting
+from lightning_tuning.findings import Finding
+from lightning_tuning.functional import checks
+from lightning_tuning.functional.lr_range_test import (
+    LRRangeResult,
+    MetricMode,
+    Mode,
+    Suggestion,
+    sweep_rates,
+)
+
+_CHECK = "lr_range_test"
+
+
+class LRRangeTest(Callback):
+    """Finds a learning rate before the first step of a fit, shows why, and sets it.
+
+    The rate is raised step by step from ``start_lr`` to ``end_lr`` over real training steps of the
+    module; then everything is put back bit for bit. Where the loss begins to fall, falls fastest
+    and breaks down tells which rates are useful. ``suggestion="auto"`` then trains a few short runs
+    at single rates and takes the best. The result, a figure and the findings go to the trainer's
+    loggers and into its log folder; it is skipped on resume and under ``fast_dev_run``.
+
+    "The rate" is that of the parameter group with the largest one; all others keep their ratio.
+
+    Args:
+        start_lr: First rate of the sweep.
+        end_lr: Last rate of the sweep.
+        num_steps: Optimizer steps of a sweep.
+        mode: ``"exponential"`` or ``"linear"`` spacing of the rates.
+        suggestion: The rule to suggest by: ``"auto"``, ``"valley"``, ``"steepest"``, ``"minimum"``
+            or ``"slide"``.
+        metric: ``"train_loss"``, or a key that ``validation_step`` logs, which is then measured
+            after each step.
+        metric_mode: ``"min"`` where a lower metric is better, ``"max"`` where a higher one is.
+        weight_decays: Values of weight decay to sweep with, one sweep each.
+        momenta: Values of momentum (Adam: beta1) to sweep with, one sweep each.
+        repeats: Sweeps over independent data orders for each of these.
+        diverge_factor: A sweep ends where the loss has risen to so many times its best value.
+        max_steps: Optimizer steps that a sweep and the short runs of ``"auto"`` take together.
+        num_val_batches: Batches of each validation loader that a validation metric is measured on.
+        optimizer: Which optimizer to sweep where there are several, by index or class name; all
+            together by default.
+        apply: Set the suggested rate: in the optimizers' groups, their schedulers, and the module's
+            ``lr`` or ``learning_rate``.
+
+    Raises:
+        ValueError: An argument is out of its range.
+
+    Attributes:
+        result: An :class:`~lightning_tuning.LRRangeResult`, or None before the first fit.
+        findings: What there is to say about it.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[LRRangeTest()], logger=False, enable_checkpointing=False)
+    """
+
+    def __init__(
+        self,
+        start_lr: float = 1e-7,
+        *,
+        end_lr: float = 10.0,
+        num_steps: int = 100,
+        mode: Mode = "exponential",
+        suggestion: Suggestion = "auto",
+        metric: str = "train_loss",
+        metric_mode: MetricMode = "min",
+        weight_decays: Sequence[float] | None = None,
+        momenta: Sequence[float] | None = None,
+        repeats: int = 1,
+        diverge_factor: float = 4.0,
+        max_steps: int = 300,
+        num_val_batches: int = 4,
+        optimizer: int | str | None = None,
+        apply: bool = True,
+    ) -> None:
+        checks.choice("suggestion", suggestion, get_args(Suggestion))
+        checks.choice("metric_mode", metric_mode, get_args(MetricMode))
+        checks.at_least("repeats", repeats, 1)
+        checks.at_least("num_val_batches", num_val_batches, 1)
+        checks.at_least("max_steps", max_steps, num_steps)
+        if not diverge_factor > 1:
+            raise ValueError(f"diverge_factor={diverge_factor} must be greater than 1")
+        if weight_decays is not None:
+            checks.weight_decays("weight_decays", weight_decays)
+        if momenta is not None:
+            checks.momenta("momenta", momenta)
+        sweep_rates(start_lr, end_lr, num_steps, mode)
+        self.start_lr = start_lr
+        self.end_lr = end_lr
+        self.num_steps = num_steps
+        self.mode: Mode = mode
+        self.suggestion: Suggestion = suggestion
+        self.metric = metric
+        self.metric_mode: MetricMode = metric_mode
+        self.weight_decays = weight_decays
+        self.momenta = momenta
+        self.repeats = repeats
+        self.diverge_factor = diverge_factor
+        self.max_steps = max_steps
+        self.num_val_batches = num_val_batches
+        self.optimizer = optimizer
+        self.apply = apply
+        self.result: LRRangeResult | None = None
+        self.findings: tuple[Finding, ...] = ()
+
+    @property
+    def settings(self) -> SweepSettings:
+        """What is measured, as the sandbox takes it."""
+        return SweepSettings(
+            rates=sweep_rates(self.start_lr, self.end_lr, self.num_steps, self.mode),
+            suggestion=self.suggestion,
+            metric=self.metric,
+            metric_mode=self.metric_mode,
+            weight_decays=(None,) if self.weight_decays is None else tuple(self.weight_decays),
+            momenta=(None,) if self.momenta is None else tuple(self.momenta),
+            repeats=self.repeats,
+            diverge_factor=self.diverge_factor,
+            max_steps=self.max_steps,
+            num_val_batches=self.num_val_batches,
+            optimizer=self.optimizer,
+        )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Run the test; all states are restored and data are set up at this moment."""
+        reason = _reason_to_skip(trainer)
+        if reason is None:
+            try:
+                self.result = measure(trainer, pl_module, self.settings)
+            except CannotProbeError as error:
+                reason = str(error)
+        if reason is not None or self.result is None:
+            self.findings = (_skipped(str(reason)),)
+        else:
+            self.findings = _said(self.result)
+            if self.apply and self.result.suggestion is not None:
+                self.findings += self._apply(trainer, pl_module, self.result.suggestion)
+            log_result(trainer, _CHECK, self.result)
+        report(trainer, self.findings)
+        start_waiting(trainer, self)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the result, so that a resumed run still has it."""
+        return {"result": None if self.result is None else self.result.to_json()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the result of the run that wrote the checkpoint."""
+        text = state_dict["result"]
+        self.result = None if text is None else LRRangeResult.from_json(text)
+
+    def _apply(self, trainer: Trainer, module: LightningModule, rate: float) -> tuple[Finding, ...]:
+        rates = rates_of(trainer, self.optimizer)
+        unknown = apply_learning_rate(trainer, rates, rate)
+        set_module_rate(module, rate, rates.base_rates)
+        if not unknown:
+            return ()
+        kinds = ", ".join(sorted(set(unknown)))
+        message = f"The scheduler {kinds} can't be told of the learning rate {rate:.2e}"
+        hint = "Build it from the suggested rate, or use OneCycle instead."
+        rank_zero_warn(f"{message} and may overwrite it. {hint}")
+        return (
+            Finding(
+                check=_CHECK,
+                code="lr_not_applied",
+                verdict="warn",
+                message=f"{message}.",
+                hint=hint,
+                evidence={"schedulers": kinds, "lr": rate},
+            ),
+        )
+
+
+def lr_range_test(
+    trainer: Trainer,
+    model: LightningModule,
+    train_dataloaders: Any = None,
+    val_dataloaders: Any = None,
+    datamodule: LightningDataModule | None = None,
+    *,
+    apply: bool = False,
+    **settings: Any,
+) -> LRRangeResult:
+    """Run the learning-rate range test before a fit; trainer and model are as before afterwards.
+
+    Args:
+        trainer: The trainer that is to fit the model.
+        model: The module.
+        train_dataloaders: As for ``trainer.fit``.
+        val_dataloaders: As for ``trainer.fit``.
+        datamodule: As for ``trainer.fit``.
+        apply: Set the suggestion as the module's ``lr`` or ``learning_rate`` (also in ``hparams``),
+            which its ``configure_optimizers`` reads.
+        **settings: The arguments of :class:`LRRangeTest`.
+
+    Returns:
+        The result; its ``suggestion`` is None where the curve can't be used, and its ``findings``
+        say why.
+
+    Raises:
+        MisconfigurationException: ``apply=True`` and the module has no such attribute; the program
+            can't be tried and put back; or the trainer has nothing left to train.
+        ValueError: A setting is out of its range.
+
+    Example:
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> trainer = Trainer(
+        ...     max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False
+        ... )
+        >>> result = lr_range_test(trainer, BoringModel(), num_steps=20)
+        >>> len(result.rates) <= 20
+        True
+    """
+    callback = LRRangeTest(apply=False, **settings)
+    if apply and not _has_rate_attribute(model):
+        raise MisconfigurationException(
+            "apply=True sets the module's attribute `lr` or `learning_rate` (or that of its "
+            f"hparams), and {type(model).__name__} has none; read it in configure_optimizers."
+        )
+    found: list[LRRangeResult] = []
+    bases: list[float] = []
+
+    def work(trainer: Trainer, module: LightningModule) -> None:
+        bases.extend(rates_of(trainer, callback.optimizer).base_rates)
+        found.append(measure(trainer, module, callback.settings))
+
+    try:
+        run_before_fit(
+            trainer,
+            model,
+            work,
+            train_dataloaders=train_dataloaders,
+            val_dataloaders=val_dataloaders,
+            datamodule=datamodule,
+        )
+    except CannotProbeError as error:
+        raise MisconfigurationException(f"The range test can't run here: {error}.") from error
+    result = found[0]
+    if apply and result.suggestion is not None:
+        set_module_rate(model, result.suggestion, bases)
+    rank_zero_info(result.summary())
+    return result
+
+
+def _reason_to_skip(trainer: Trainer) -> str | None:
+    if getattr(trainer, "fast_dev_run", False):
+        return "under fast_dev_run there is nothing to tune"
+    if trainer.global_step > 0:
+        return f"training goes on from step {trainer.global_step} with the learning rate it had"
+    return None
+
+
+def _skipped(reason: str) -> Finding:
+    return Finding(
+        check=_CHECK,
+        code="lr_curve_not_measured",
+        verdict="skip",
+        message=f"Not measured: {reason}.",
+    )
+
+
+def _said(result: LRRangeResult) -> tuple[Finding, ...]:
+    """Return the result's findings, and the suggestion as one."""
+    if result.suggestion is None or result.lr_range is None:
+        return result.findings
+    passed = Finding(
+        check=_CHECK,
+        code="lr_suggested",
+        verdict="pass",
+        message=f"{result.summary()}.",
+        evidence={
+            "suggestion": result.suggestion,
+            "lowest_useful": result.lr_range[0],
+            "highest_stable": result.lr_range[1],
+            "steps": result.num_steps,
+        },
+    )
+    return (passed, *result.findings)
+
+
+def _has_rate_attribute(module: LightningModule) -> bool:
+    return any(
+        name in holder
+        for holder in (vars(module), module.hparams)
+        for name in ("lr", "learning_rate")
+    )

@@ -1,0 +1,302 @@
+"""Reading the sweeps of a range test: the best setting, every rule, the range, the doubts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from lightning_tuning.findings import Finding, Scalar, Verdict
+from lightning_tuning.functional.lr_range_test import (
+    MIN_POINTS,
+    Interval,
+    LRRangeResult,
+    LRSweep,
+    LRTrial,
+    MetricMode,
+    Suggestion,
+)
+from lightning_tuning.functional.lr_suggestion import RULES, Curve, smooth
+
+Setting = tuple[float | None, float | None]
+
+_SIGNIFICANT = 4.0
+"""A fall counts when it is so many standard errors of the smoothed curve deep."""
+_USEFUL = 0.1
+"""The lowest useful rate is where this part of the whole fall has happened."""
+_RESAMPLES = 40
+
+
+def analyse(
+    sweeps: Sequence[LRSweep],
+    *,
+    suggestion: Suggestion = "minimum",
+    trials: Sequence[LRTrial] = (),
+    auto: tuple[float, Interval] | None = None,
+    ends: Interval | None = None,
+    metric: str = "train_loss",
+    metric_mode: MetricMode = "min",
+) -> LRRangeResult:
+    """Read the sweeps: choose the best setting, apply every rule, judge whether to trust them.
+
+    The best weight decay and momentum allow the lowest loss; among those within noise of it, the
+    one that is stable up to the highest rate wins (Smith 2018).
+
+    Args:
+        sweeps: At least one.
+        suggestion: The rule to suggest by.
+        trials: Confirmation runs, kept in the result.
+        auto: The rate that the trials led to, with its interval.
+        ends: Lowest and highest rate that the sweeps were to reach; those reached by default.
+        metric: Name of the metric.
+        metric_mode: ``"min"`` where lower is better.
+
+    Example:
+        >>> from lightning_tuning.functional.lr_range_test import sweep_rates
+        >>> rates = sweep_rates(1e-5, 1.0, 51, "exponential")
+        >>> losses = [1 - 0.9 * (1e-3 < r < 0.2) + 5 * (r >= 0.2) for r in rates]
+        >>> result = analyse([LRSweep(rates=rates, losses=tuple(losses))], suggestion="valley")
+        >>> 1e-3 <= result.suggestion <= 0.2
+        True
+    """
+    sign = 1.0 if metric_mode == "min" else -1.0
+    weight_decay, momentum = best_setting(sweeps, metric_mode=metric_mode)
+    repeats = by_setting(sweeps)[weight_decay, momentum]
+    rates, losses = mean_curve(repeats)
+    smoothed = sign * smooth(_capped(sign * losses)) if len(losses) else losses
+    suggestions: dict[str, float] = {}
+    uncertainty: dict[str, Interval] = {}
+    reason = unusable(sign * losses, repeats)
+    if reason is None:
+        suggestions = {name: rule(rates, sign * smoothed) for name, rule in RULES.items()}
+        uncertainty = _intervals(repeats, sign)
+    if auto is not None:
+        suggestions["auto"], uncertainty["auto"] = auto
+    chosen = suggestions.get(suggestion)
+    lr_range = None
+    findings: list[Finding] = []
+    if chosen is not None:
+        lr_range = _useful_range(rates, sign * smoothed, chosen, trials)
+        reached = repeats[0].rates
+        findings = _at_border(chosen, ends or (reached[0], reached[-1]))
+    elif reason is not None:
+        findings = [reason]
+    return LRRangeResult(
+        rates=tuple(rates.tolist()),
+        losses=tuple(losses.tolist()),
+        smoothed=tuple(smoothed.tolist()),
+        suggestion=chosen,
+        suggested_by=suggestion,
+        suggestions=suggestions,
+        uncertainty=uncertainty,
+        lr_range=lr_range,
+        weight_decay=weight_decay,
+        momentum=momentum,
+        sweeps=tuple(sweeps),
+        trials=tuple(trials),
+        metric=metric,
+        metric_mode=metric_mode,
+        num_steps=sum(len(s.losses) for s in sweeps) + sum(len(t.losses) for t in trials),
+        findings=tuple(findings),
+    )
+
+
+def by_setting(sweeps: Sequence[LRSweep]) -> dict[Setting, list[LRSweep]]:
+    """Group the repeats of each (weight decay, momentum).
+
+    Example:
+        >>> sweep = LRSweep(rates=(0.1,), losses=(1.0,), momentum=0.9)
+        >>> list(by_setting([sweep, sweep]))
+        [(None, 0.9)]
+    """
+    groups: dict[Setting, list[LRSweep]] = {}
+    for sweep in sweeps:
+        groups.setdefault((sweep.weight_decay, sweep.momentum), []).append(sweep)
+    return groups
+
+
+def mean_curve(repeats: Sequence[LRSweep]) -> tuple[Curve, Curve]:
+    """Return rates and mean losses over the repeats, up to the first non-finite value of any.
+
+    Example:
+        >>> rates, losses = mean_curve([LRSweep(rates=(0.1, 1.0), losses=(1.0, float("nan")))])
+        >>> rates.tolist(), losses.tolist()
+        ([0.1], [1.0])
+    """
+    length = min(_finite_length(sweep.losses) for sweep in repeats)
+    losses = np.mean([sweep.losses[:length] for sweep in repeats], axis=0)
+    return np.asarray(repeats[0].rates[:length], dtype=np.float64), np.asarray(losses)
+
+
+def best_setting(sweeps: Sequence[LRSweep], *, metric_mode: MetricMode = "min") -> Setting:
+    """Return the (weight decay, momentum) that allows the lowest loss and the highest rate.
+
+    Among the settings whose lowest smoothed loss lies within the noise of the lowest of all, the
+    one whose minimum stands at the highest rate (Smith 2018: prefer the regularization under which
+    the largest learning rate works).
+
+    Example:
+        >>> losses = [3.0] * 5 + [1.0] * 10
+        >>> rates = tuple(10.0 ** -k for k in range(15, 0, -1))
+        >>> good = LRSweep(rates=rates, losses=tuple(losses), momentum=0.9)
+        >>> bad = LRSweep(rates=rates, losses=tuple(x + 1 for x in losses), momentum=0.5)
+        >>> best_setting([bad, good])
+        (None, 0.9)
+    """
+    sign = 1.0 if metric_mode == "min" else -1.0
+    found: list[tuple[float, float, float, Setting]] = []
+    for setting, repeats in by_setting(sweeps).items():
+        rates, losses = mean_curve(repeats)
+        if len(losses) < MIN_POINTS:
+            continue
+        smoothed = smooth(_capped(sign * losses))
+        lowest = int(np.argmin(smoothed))
+        noise = _standard_error(sign * losses)
+        found.append((float(smoothed[lowest]), float(rates[lowest]), noise, setting))
+    if not found:
+        return next(iter(by_setting(sweeps)))
+    best = min(found)
+    close = [entry for entry in found if entry[0] <= best[0] + math.hypot(entry[2], best[2])]
+    return max(close, key=lambda entry: entry[1])[3]
+
+
+def _capped(losses: Curve) -> Curve:
+    """Cut off what lies as far above the first losses as these lie above the lowest.
+
+    A diverging end would otherwise leak through the smoothing into the rates below it.
+    """
+    start = float(np.median(losses[: max(len(losses) // 10, 1)]))
+    return np.minimum(losses, 2 * start - float(losses.min()))
+
+
+def _finite_length(losses: Sequence[float]) -> int:
+    return next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), len(losses))
+
+
+def _noise(losses: Curve) -> float:
+    """Estimate the standard deviation of a single loss from second differences.
+
+    A straight fall or rise leaves none, and the median passes over the bends. For independent noise
+    the variance of ``x[i-1] - 2 x[i] + x[i+1]`` is six times that of ``x``.
+    """
+    if len(losses) < 3:
+        return 0.0
+    return float(np.median(np.abs(np.diff(losses, n=2))) / 0.6745 / math.sqrt(6))
+
+
+def _standard_error(losses: Curve) -> float:
+    """Estimate the standard error of the smoothed curve away from its ends."""
+    impulse = np.zeros(len(losses))
+    impulse[len(losses) // 2] = 1.0
+    return _noise(_capped(losses)) * float(np.sqrt(np.sum(smooth(impulse) ** 2)))
+
+
+def unusable(losses: Curve, repeats: Sequence[LRSweep]) -> Finding | None:
+    """Say why no rule may read a curve, or return None where one may.
+
+    Args:
+        losses: Its finite part, lower is better.
+        repeats: The sweeps behind it.
+    """
+    measured = min(len(sweep.losses) for sweep in repeats)
+    if len(losses) == 0:
+        return _no_suggestion(
+            "non_finite",
+            "The loss is not finite at the very first step of the sweep.",
+            "Look for NaN in the data, a logarithm or a division in the loss.",
+            verdict="fail",
+        )
+    if len(losses) < MIN_POINTS:
+        return _no_suggestion(
+            "lr_curve_too_short",
+            f"The sweep gave {len(losses)} finite points of {measured} before it diverged; "
+            f"{MIN_POINTS} are needed.",
+            "Start the sweep lower (start_lr) or take more steps (num_steps).",
+            points=len(losses),
+        )
+    smoothed = smooth(losses)
+    fall = float(smoothed[: max(len(losses) // 10, 1)].mean() - smoothed.min())
+    error = _standard_error(losses)
+    # rounding of float32 losses is noise too
+    if fall <= max(_SIGNIFICANT * error, 1e-6 * abs(float(smoothed[0]))):
+        return _no_suggestion(
+            "lr_curve_flat",
+            f"The loss falls by {fall:.3g} during the sweep, which is not beyond its noise "
+            f"({error:.2g} after smoothing).",
+            "Check that weights get gradients; then sweep longer, higher, or with larger batches.",
+            fall=fall,
+            standard_error=error,
+        )
+    return None
+
+
+def _no_suggestion(
+    code: str, message: str, hint: str, *, verdict: Verdict = "skip", **evidence: Scalar
+) -> Finding:
+    return Finding(
+        check="lr_range_test",
+        code=code,
+        verdict=verdict,
+        message=message,
+        hint=hint,
+        evidence=evidence,
+    )
+
+
+def _intervals(repeats: Sequence[LRSweep], sign: float) -> dict[str, Interval]:
+    """Return for each rule an interval of its rates under the noise of the measurement."""
+    rates, losses = mean_curve(repeats)
+    if len(repeats) > 1:
+        curves = [_capped(sign * np.asarray(sweep.losses[: len(rates)])) for sweep in repeats]
+        low, high = 0.0, 100.0
+    else:
+        capped = _capped(sign * losses)
+        trend = smooth(capped)
+        residuals = capped - trend
+        random = np.random.default_rng(0)
+        signs = random.choice([-1.0, 1.0], size=(_RESAMPLES, len(rates)))
+        curves = list(trend + signs * residuals)
+        low, high = 16.0, 84.0
+    intervals: dict[str, Interval] = {}
+    for name, rule in RULES.items():
+        found = [rule(rates, smooth(curve)) for curve in curves]
+        intervals[name] = (float(np.percentile(found, low)), float(np.percentile(found, high)))
+    return intervals
+
+
+def _useful_range(
+    rates: Curve, smoothed: Curve, chosen: float, trials: Sequence[LRTrial]
+) -> Interval:
+    """Return the lowest rate that learns and the highest that is stable, around the chosen one."""
+    low = high = chosen
+    if len(rates) >= MIN_POINTS:
+        lowest = int(np.argmin(smoothed))
+        start = float(smoothed[: max(len(rates) // 10, 1)].mean())
+        level = start - _USEFUL * (start - float(smoothed[lowest]))
+        reached = np.flatnonzero(smoothed[: lowest + 1] <= level)
+        low, high = float(rates[reached[0] if len(reached) else lowest]), float(rates[lowest])
+    failed = min((t.rate for t in trials if not math.isfinite(t.score)), default=math.inf)
+    stable = [t.rate for t in trials if t.rate < failed]
+    if high >= failed and stable:
+        high = max(stable)
+    return min(low, chosen), max(high, chosen)
+
+
+def _at_border(chosen: float, ends: Interval) -> list[Finding]:
+    """Warn where the answer may lie outside the sweep."""
+    start, end = ends
+    if start * 3 < chosen < end / 3:
+        return []
+    argument, direction = ("start_lr", "lower") if chosen <= start * 3 else ("end_lr", "raise")
+    return [
+        Finding(
+            check="lr_range_test",
+            code="lr_at_sweep_border",
+            verdict="warn",
+            message=f"The suggestion {chosen:.2e} stands at the border of the sweep "
+            f"({start:.1e} to {end:.1e}).",
+            hint=f"Repeat it with another {argument}: {direction} it by a factor of 100.",
+            evidence={"suggestion": chosen, "start_lr": start, "end_lr": end},
+        )
+    ]

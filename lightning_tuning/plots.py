@@ -1,0 +1,138 @@
+"""From a result to a picture; matplotlib is imported when a picture is drawn."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from lightning_tuning.functional.lr_range_test import LRRangeResult, LRSweep
+from lightning_tuning.functional.one_cycle import OneCycleSchedule
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def plot_one_cycle(schedule: OneCycleSchedule) -> Figure:
+    """Draw the learning rate and momentum of each parameter group over the steps.
+
+    Args:
+        schedule: The schedule, of ``OneCycle.result`` or ``one_cycle_schedule``.
+
+    Returns:
+        A figure that belongs to no window; ``figure.savefig("cycle.png")`` writes it.
+
+    Example:
+        >>> from lightning_tuning.functional.one_cycle import one_cycle_schedule
+        >>> len(plot_one_cycle(one_cycle_schedule(100, max_lr=0.1)).axes)
+        2
+    """
+    from matplotlib.figure import Figure
+
+    curve = schedule.curve()
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    lr_axes, momentum_axes = figure.subplots(1, 2, sharex=True)
+    for index, (lr, momentum) in enumerate(zip(curve["lr"], curve["momentum"], strict=True)):
+        lr_axes.plot(curve["step"], lr, label=f"group {index}")
+        if momentum:
+            momentum_axes.plot(curve["step"], momentum, label=f"group {index}")
+    lr_axes.set(xlabel="step", ylabel="learning rate")
+    momentum_axes.set(xlabel="step", ylabel="momentum (beta1)")
+    if len(schedule.max_lr) > 1:
+        lr_axes.legend()
+    return figure
+
+
+def plot_lr_range_test(result: LRRangeResult) -> Figure:
+    """Draw the loss over the learning rate, all sweeps, the suggestion and the stable range.
+
+    Args:
+        result: What ``lr_range_test`` returned, or ``LRRangeTest.result``.
+
+    Returns:
+        A figure that belongs to no window; ``figure.savefig("range.png")`` writes it.
+
+    Example:
+        >>> from lightning_tuning.functional.lr_analysis import analyse
+        >>> from lightning_tuning.functional.lr_range_test import LRSweep
+        >>> sweep = LRSweep(rates=(0.1, 0.2, 0.4), losses=(1.0, 0.9, 0.8))
+        >>> len(plot_lr_range_test(analyse([sweep])).axes)
+        1
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    axes = figure.subplots()
+    _draw_sweeps(axes, result)
+    axes.plot(result.rates, result.smoothed, color="C0", linewidth=2.5, label="smoothed", zorder=3)
+    if result.lr_range is not None:
+        axes.axvspan(*result.lr_range, color="C2", alpha=0.12, label="useful and stable")
+    _draw_suggestions(axes, result)
+    _draw_trials(axes, result)
+    if len(result.rates) > 1:
+        axes.set_xscale("log")
+    axes.set(xlabel="learning rate", ylabel=result.metric, title=_title(result))
+    _limit_height(axes, result)
+    axes.legend(fontsize="small", loc="best")
+    return figure
+
+
+def _draw_sweeps(axes: Axes, result: LRRangeResult) -> None:
+    for index, sweep in enumerate(result.sweeps):
+        label = _setting_label(sweep) if len(result.sweeps) > 1 else "measured"
+        color = f"C{(index + 4) % 10}" if len(result.sweeps) > 1 else "0.65"
+        axes.plot(sweep.rates, sweep.losses, color=color, linewidth=1, label=label)
+
+
+def _setting_label(sweep: LRSweep) -> str:
+    parts = [
+        f"{name} {value:g}"
+        for name, value in (("weight decay", sweep.weight_decay), ("momentum", sweep.momentum))
+        if value is not None
+    ]
+    return ", ".join([*parts, f"order {sweep.order}"])
+
+
+def _draw_suggestions(axes: Axes, result: LRRangeResult) -> None:
+    for index, (name, rate) in enumerate(sorted(result.suggestions.items())):
+        if name != result.suggested_by:
+            axes.axvline(rate, color="0.5", linestyle=":", linewidth=1)
+            height = 0.02 + 0.06 * (index % 4)
+            axes.text(rate, height, name, transform=axes.get_xaxis_transform(), fontsize="x-small")
+    if result.suggestion is not None:
+        label = f"{result.suggested_by}: {result.suggestion:.2e}"
+        axes.axvline(result.suggestion, color="C3", linewidth=2, label=label)
+        axes.axvspan(*result.uncertainty[result.suggested_by], color="C3", alpha=0.12)
+
+
+def _draw_trials(axes: Axes, result: LRRangeResult) -> None:
+    stable = [trial for trial in result.trials if math.isfinite(trial.score)]
+    if stable:
+        axes.plot(
+            [trial.rate for trial in stable],
+            [sum(trial.losses) / len(trial.losses) for trial in stable],
+            "o",
+            color="C1",
+            label="mean of a short run at this rate",
+            zorder=4,
+        )
+
+
+def _limit_height(axes: Axes, result: LRRangeResult) -> None:
+    """Keep a diverging end from pressing the rest of the curve flat."""
+    if len(result.smoothed) < 3:
+        return
+    low, high = min(result.smoothed), max(result.smoothed[: max(len(result.smoothed) // 3, 2)])
+    if high > low:
+        axes.set_ylim(low - 0.15 * (high - low), high + 0.5 * (high - low))
+
+
+def _title(result: LRRangeResult) -> str:
+    if result.suggestion is None:
+        return "Learning-rate range test: no suggestion"
+    best = [
+        f"{name} {value:g}"
+        for name, value in (("weight decay", result.weight_decay), ("momentum", result.momentum))
+        if value is not None
+    ]
+    return ", ".join([f"Learning-rate range test: {result.suggestion:.2e}", *best])
