@@ -83,7 +83,7 @@ class ProbeBatches:
         """Give the data order, as far as generators of its own decide it, another random start."""
         for generator in self._generators():
             if isinstance(generator, torch.Generator):
-                generator.manual_seed(generator.initial_seed() + number)
+                generator.manual_seed((generator.initial_seed() + number) % 2**63)
             elif isinstance(generator, np.random.Generator):
                 other = type(generator.bit_generator)(number)
                 generator.bit_generator.state = other.state

@@ -13,7 +13,6 @@ import array
 import collections
 import functools
 import io
-import random
 import types
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -24,6 +23,16 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from lightning_tuning._trainer.errors import CannotProbeError
 from lightning_tuning._trainer.tensor_state import TensorState
+from lightning_tuning._trainer.undo import (
+    UndoSlots,
+    slots,
+    undo_array,
+    undo_bytes,
+    undo_dict,
+    undo_generator,
+    undo_sequence,
+    undo_set,
+)
 
 # Types of these packages are left alone: their objects are shared machinery (a trainer, a thread, a
 # compiled graph, an image, a table), not the state of one training program.
@@ -108,9 +117,9 @@ class ObjectState:
                 if isinstance(obj, torch.Tensor):
                     tensors.append(obj)
                 elif obj.flags.writeable:
-                    self._undo.append(_undo_array(obj))
-            elif (undo_generator := _undo_generator(obj)) is not None:
-                self._undo.append(undo_generator)
+                    self._undo.append(undo_array(obj))
+            elif (undo := undo_generator(obj)) is not None:
+                self._undo.append(undo)
             else:
                 held = self._remember_container(obj)
                 if not is_data:
@@ -132,27 +141,27 @@ class ObjectState:
             return held
         attributes = getattr(obj, "__dict__", None)
         if isinstance(attributes, dict):
-            self._undo.append(_undo_dict(attributes))
+            self._undo.append(undo_dict(attributes))
             # the iterator of a loader is the fit's own, and under way
             own = isinstance(obj, torch.utils.data.DataLoader)
             held += _short([v for k, v in attributes.items() if not (own and k == "_iterator")])
-        if slots := _slots(kind):
-            self._undo.append(undo := _UndoSlots(obj, slots))
+        if members := slots(kind):
+            self._undo.append(undo := UndoSlots(obj, members))
             held += undo.values.values()
         return held
 
     def _remember_items(self, obj: Any) -> list[Any]:
         if isinstance(obj, dict):
-            self._undo.append(_undo_dict(obj))
+            self._undo.append(undo_dict(obj))
             return _short(obj.values())
         if isinstance(obj, list | collections.deque):
-            self._undo.append(_undo_sequence(obj))
+            self._undo.append(undo_sequence(obj))
             return _short(obj)
         if isinstance(obj, set):
-            self._undo.append(_undo_set(obj))
+            self._undo.append(undo_set(obj))
             return _short(obj)
         if isinstance(obj, bytearray | array.array):
-            self._undo.append(_undo_bytes(obj))
+            self._undo.append(undo_bytes(obj))
             return []
         return _held_by_constant(obj)
 
@@ -186,7 +195,7 @@ def _refuse_iterators(holder: object, held: list[Any]) -> None:
         # an iterator written in Python keeps its place in attributes, and those are put back
         is_opaque = isinstance(obj, Iterator) and not hasattr(obj, "__dict__")
         if isinstance(obj, _BaseDataLoaderIter) or (
-            is_opaque and not isinstance(obj, io.IOBase) and not _slots(type(obj))
+            is_opaque and not isinstance(obj, io.IOBase) and not slots(type(obj))
         ):
             names = [name for name, v in getattr(holder, "__dict__", {}).items() if v is obj]
             attribute = f" (its attribute {names[0]!r})" if names else ""
@@ -194,122 +203,3 @@ def _refuse_iterators(holder: object, held: list[Any]) -> None:
                 f"a {type(holder).__name__} of the program holds a {type(obj).__name__}{attribute},"
                 " an iterator that can be read only once"
             )
-
-
-def _slots(kind: type) -> tuple[types.MemberDescriptorType, ...]:
-    """Return the attributes that a class written in Python keeps outside ``__dict__``."""
-    return tuple(
-        member
-        for base in kind.__mro__
-        if "__slots__" in vars(base)
-        for member in vars(base).values()
-        if isinstance(member, types.MemberDescriptorType)
-    )
-
-
-def _slot_value(slot: types.MemberDescriptorType, obj: object) -> Any:
-    try:
-        return slot.__get__(obj)
-    except AttributeError:
-        return _UNSET
-
-
-_UNSET = object()
-
-
-class _UndoSlots:
-    def __init__(self, obj: object, slots: tuple[types.MemberDescriptorType, ...]) -> None:
-        self._obj = obj
-        self._slots = slots
-        self.values = self._now()
-
-    def _now(self) -> dict[types.MemberDescriptorType, Any]:
-        values = {slot: _slot_value(slot, self._obj) for slot in self._slots}
-        return {slot: value for slot, value in values.items() if value is not _UNSET}
-
-    def __call__(self) -> None:
-        now = self._now()
-        for slot in self._slots:
-            if slot not in self.values and slot in now:
-                slot.__delete__(self._obj)
-            elif slot in self.values and now.get(slot, self) is not self.values[slot]:
-                slot.__set__(self._obj, self.values[slot])
-
-
-def _undo_dict(obj: dict[Any, Any]) -> Callable[[], None]:
-    items = list(obj.items())
-
-    def undo() -> None:
-        now = list(obj.items())
-        if len(now) == len(items) and all(
-            a[0] is b[0] and a[1] is b[1] for a, b in zip(now, items, strict=True)
-        ):
-            return
-        kind = collections.OrderedDict if isinstance(obj, collections.OrderedDict) else dict
-        kind.clear(obj)
-        kind.update(obj, items)
-
-    return undo
-
-
-def _undo_sequence(obj: list[Any] | collections.deque[Any]) -> Callable[[], None]:
-    items = list(obj)
-
-    def undo() -> None:
-        if len(obj) != len(items) or any(a is not b for a, b in zip(obj, items, strict=True)):
-            obj.clear()
-            obj.extend(items)
-
-    return undo
-
-
-def _undo_set(obj: set[Any]) -> Callable[[], None]:
-    items = frozenset(obj)
-
-    def undo() -> None:
-        if obj != items:
-            obj.clear()
-            obj.update(items)
-
-    return undo
-
-
-def _undo_bytes(obj: bytearray | array.array[Any]) -> Callable[[], None]:
-    items = obj[:]
-
-    def undo() -> None:
-        obj[:] = items  # type: ignore[assignment]
-
-    return undo
-
-
-def _undo_array(obj: np.ndarray[Any, Any]) -> Callable[[], None]:
-    kept = obj.copy()
-
-    def undo() -> None:
-        obj.flags.writeable = True
-        np.copyto(obj, kept)
-
-    return undo
-
-
-def _undo_generator(obj: object) -> Callable[[], None] | None:
-    """Return what puts a random generator back, or None for any other object."""
-    if isinstance(obj, torch.Generator):
-        torch_state = obj.get_state()
-        return lambda: _discard(obj.set_state(torch_state))
-    if isinstance(obj, np.random.Generator | np.random.BitGenerator):
-        bit_generator = obj if isinstance(obj, np.random.BitGenerator) else obj.bit_generator
-        numpy_state = bit_generator.state
-        return lambda: setattr(bit_generator, "state", numpy_state)
-    if isinstance(obj, np.random.RandomState):
-        legacy_state = obj.get_state()
-        return lambda: obj.set_state(legacy_state)
-    if isinstance(obj, random.Random) and not isinstance(obj, random.SystemRandom):
-        python_state = obj.getstate()
-        return lambda: obj.setstate(python_state)
-    return None
-
-
-def _discard(_: object) -> None:
-    """Turn an expression into a statement."""

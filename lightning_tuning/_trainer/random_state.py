@@ -50,7 +50,7 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 def reseed(number: int) -> None:
     """Give every generator another random start: the same for the same seed and number."""
-    seed = torch.initial_seed() + number
+    seed = (torch.initial_seed() + number) % 2**63
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002

@@ -12,7 +12,6 @@ from lightning.pytorch.loops.fetchers import _DataLoaderIterDataFetcher
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from lightning_tuning._trainer.batches import (
     KeptBatches,
@@ -26,8 +25,8 @@ from lightning_tuning._trainer.random_state import kept_random_state, reseed
 from lightning_tuning._trainer.snapshot import Shield, Snapshot, UninterruptedRestore
 from lightning_tuning._trainer.steps import (
     LossRecorder,
+    StepCounter,
     begin_training,
-    steps_are_due,
     training_batch,
     validation_pass,
 )
@@ -176,7 +175,7 @@ class Sandbox:
         begin_training(self.trainer)
         window: list[Tensor] = []
         idle = 0
-        with _StepCounter(self) as counter:
+        with StepCounter(self.trainer) as counter:
             for batch in self._endless_batches():
                 if idle == _BATCHES_WITHOUT_STEP:
                     what = "an optimizer step" if window else "a loss"
@@ -207,7 +206,7 @@ class Sandbox:
     def _read_validation_data(self, limit: int) -> tuple[CombinedLoader, list[int | float]]:
         val_loop = self.trainer.fit_loop.epoch_loop.val_loop
         if not self.trainer.enable_validation:
-            raise CannotProbeError("the trainer has no validation to run")
+            raise CannotProbeError("there are no validation data, or no validation_step")
         self.trainer.validating = True
         val_loop.setup_data()
         self.trainer.training = True
@@ -226,42 +225,6 @@ class Sandbox:
             batches.close()
             data.restore()
         return CombinedLoader(kept, loader._mode), [len(batches) for batches in kept]
-
-
-class _StepCounter:
-    """Tells whether the last batch ended with an optimizer step.
-
-    Under automatic optimization Lightning says so. Under manual optimization the optimizers say it
-    by their hooks (any optimizer: some keep another one inside), and Lightning's count adds the
-    steps that fp16 overflow skipped.
-    """
-
-    def __init__(self, sandbox: Sandbox) -> None:
-        self._trainer = sandbox.trainer
-        self._automatic = sandbox.module.automatic_optimization
-        self._hook_calls = 0
-        self._seen = self._count()
-
-    def __enter__(self) -> _StepCounter:
-        self._handle = register_optimizer_step_post_hook(self._on_step)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._handle.remove()
-
-    def stepped(self) -> bool:
-        """Whether a step was taken since the last call."""
-        if self._automatic:
-            return steps_are_due(self._trainer)
-        before, self._seen = self._seen, self._count()
-        return self._seen > before
-
-    def _count(self) -> int:
-        manual = self._trainer.fit_loop.epoch_loop.manual_optimization
-        return manual.optim_step_progress.total.completed + self._hook_calls
-
-    def _on_step(self, *_: object) -> None:
-        self._hook_calls += 1
 
 
 def _refuse_what_cannot_be_put_back(trainer: Trainer, module: LightningModule) -> None:

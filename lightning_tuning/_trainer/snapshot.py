@@ -15,6 +15,7 @@ from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultCollection
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
+from torch.nn.parallel import DistributedDataParallel
 
 from lightning_tuning._trainer.batches import data_holders
 from lightning_tuning._trainer.object_state import ObjectState
@@ -33,6 +34,9 @@ class Snapshot:
 
     def __init__(self, trainer: Trainer, module: LightningModule) -> None:
         self._module = module
+        self._model = trainer.strategy.model
+        # after a sanity check the weights lie gathered, in tensors that are not the ones that count
+        _reshard(module)
         optimized = (
             p for o in trainer.optimizers for group in o.param_groups for p in group["params"]
         )
@@ -64,6 +68,7 @@ class Snapshot:
     def restore(self) -> None:
         """Put everything back; may be called more than once."""
         _reshard(self._module)
+        _forget_unfinished_backward(self._model)
         self._objects.restore()
         torch.set_grad_enabled(self._grads_enabled)
         for fields in self._parameters:
@@ -197,3 +202,9 @@ def _reshard(module: nn.Module) -> None:
     for child in module.modules():
         if isinstance(child, FSDPModule):
             child.reshard()
+
+
+def _forget_unfinished_backward(model: nn.Module | None) -> None:
+    """Let DDP go on after a backward pass that an error cut off."""
+    if isinstance(model, DistributedDataParallel):
+        model.reducer._reset_state()

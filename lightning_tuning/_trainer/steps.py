@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer import call
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from lightning_tuning._trainer.batches import ProbeBatch
 
@@ -35,6 +36,45 @@ class LossRecorder(Callback):
         """Return the sum of the losses since the last call."""
         losses, self.losses = self.losses, []
         return torch.stack([loss.float() for loss in losses]).sum() if losses else None
+
+
+class StepCounter:
+    """Tells whether the last batch ended with an optimizer step.
+
+    Under automatic optimization Lightning says so. Under manual optimization the optimizers say it
+    by their hooks (any optimizer: some keep another one inside), and Lightning's count adds the
+    steps that fp16 overflow skipped.
+
+    Args:
+        trainer: A trainer inside ``fit``.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+        self._automatic = trainer.lightning_module.automatic_optimization
+        self._hook_calls = 0
+        self._seen = self._count()
+
+    def __enter__(self) -> StepCounter:
+        self._handle = register_optimizer_step_post_hook(self._on_step)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._handle.remove()
+
+    def stepped(self) -> bool:
+        """Whether a step was taken since the last call."""
+        if self._automatic:
+            return not self._trainer.fit_loop._should_accumulate()
+        before, self._seen = self._seen, self._count()
+        return self._seen > before
+
+    def _count(self) -> int:
+        manual = self._trainer.fit_loop.epoch_loop.manual_optimization
+        return manual.optim_step_progress.total.completed + self._hook_calls
+
+    def _on_step(self, *_: object) -> None:
+        self._hook_calls += 1
 
 
 def begin_training(trainer: Trainer) -> None:
@@ -74,11 +114,6 @@ def training_batch(trainer: Trainer, batch: ProbeBatch, recorder: LossRecorder) 
     sent_backward = recorder.take()
     returned = _returned_loss(output)
     return returned * factor if returned is not None else sent_backward
-
-
-def steps_are_due(trainer: Trainer) -> bool:
-    """Whether the batch just run was the last of its accumulation window."""
-    return not trainer.fit_loop._should_accumulate()
 
 
 def validation_pass(trainer: Trainer) -> dict[str, Tensor]:

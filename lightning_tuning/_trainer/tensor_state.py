@@ -35,7 +35,7 @@ class TensorState:
         local = [_local(tensor) for tensor in self._tensors]
         on_host = {device: not _has_room(device, local) for device in {t.device for t in local}}
         self._saved = [
-            tensor.cpu() if on_host[tensor.device] else tensor.clone() for tensor in local
+            (t.to("cpu", copy=True) if on_host[t.device] else t.clone()).detach() for t in local
         ]
 
     @torch.no_grad()
@@ -57,12 +57,14 @@ class TensorState:
 
 def _local(tensor: Tensor) -> Tensor:
     """Return the part of a tensor that lies in this process, each entry once."""
+    if tensor.layout != torch.strided:
+        # what is detached from a sparse tensor shares its entries, but not its places
+        return tensor
     tensor = tensor.to_local().detach() if isinstance(tensor, DTensor) else tensor.detach()
-    if tensor.layout == torch.strided:
-        for dim, stride in enumerate(tensor.stride()):
-            if stride == 0 and tensor.shape[dim] > 1:
-                # torch lets nobody write to an expanded tensor in place
-                tensor = tensor.narrow(dim, 0, 1)
+    for dim, stride in enumerate(tensor.stride()):
+        if stride == 0 and tensor.shape[dim] > 1:
+            # torch lets nobody write to an expanded tensor in place
+            tensor = tensor.narrow(dim, 0, 1)
     return tensor
 
 
