@@ -18,6 +18,7 @@ CODES: frozenset[str] = frozenset(
         "lr_curve_flat",
         "lr_curve_too_short",
         "lr_curve_not_measured",
+        "lr_nothing_learned",
         "non_finite",
         # schedules
         "schedule_resolved",

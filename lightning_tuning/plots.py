@@ -110,10 +110,10 @@ def _draw_trials(axes: Axes, result: LRRangeResult) -> None:
     if stable:
         axes.plot(
             [trial.rate for trial in stable],
-            [sum(trial.losses) / len(trial.losses) for trial in stable],
+            [trial.score if result.metric_mode == "min" else -trial.score for trial in stable],
             "o",
             color="C1",
-            label="mean of a short run at this rate",
+            label="mean loss of a short run",
             zorder=4,
         )
 

@@ -15,8 +15,13 @@ from tqdm import tqdm
 
 from lightning_tuning._trainer.learning_rates import rates_of
 from lightning_tuning._trainer.sandbox import Sandbox
-from lightning_tuning.functional.lr_analysis import analyse, best_setting
-from lightning_tuning.functional.lr_auto import choose_rate
+from lightning_tuning.functional.lr_analysis import (
+    analyse,
+    best_setting,
+    by_setting,
+    mean_curve,
+)
+from lightning_tuning.functional.lr_auto import AutoChoice, Stop, choose_rate
 from lightning_tuning.functional.lr_range_test import (
     LRRangeResult,
     LRSweep,
@@ -28,7 +33,6 @@ from lightning_tuning.functional.lr_range_test import (
 TRAIN_LOSS = "train_loss"
 _LOOK_EVERY = 5
 """Losses stay on the device and are looked at together; a sweep runs at most so many steps on."""
-_EVALUATIONS_PER_TRIAL = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,24 +70,43 @@ def measure(trainer: Trainer, module: LightningModule, settings: SweepSettings) 
         plan = itertools.product(settings.weight_decays, settings.momenta, range(settings.repeats))
         for weight_decay, momentum, order in plan:
             sweeps.append(probe.sweep(weight_decay, momentum, order))
-        auto = None
-        if settings.suggestion == "auto":
-            setting = best_setting(sweeps, metric_mode=settings.metric_mode)
-            auto = choose_rate(
-                [s for s in sweeps if (s.weight_decay, s.momentum) == setting],
-                lambda rate, steps: probe.trial(rate, steps, *setting),
-                max_steps=settings.max_steps - max(len(sweep.losses) for sweep in sweeps),
-                sign=1.0 if settings.metric_mode == "min" else -1.0,
-            )
+        auto = _try_rates(probe, sweeps, settings) if settings.suggestion == "auto" else None
     return analyse(
         sweeps,
         suggestion=settings.suggestion,
-        trials=auto.trials if auto is not None else (),
-        auto=(auto.rate, auto.interval) if auto is not None else None,
+        auto=auto,
         ends=(settings.rates[0], settings.rates[-1]),
         metric=settings.metric,
         metric_mode=settings.metric_mode,
     )
+
+
+def _try_rates(probe: _Probe, sweeps: list[LRSweep], settings: SweepSettings) -> AutoChoice | None:
+    """Run the trials of ``auto`` with the best weight decay and momentum."""
+    setting = best_setting(sweeps, metric_mode=settings.metric_mode)
+    repeats = by_setting(sweeps)[setting]
+    rates, losses = mean_curve(repeats)
+    sign = 1.0 if settings.metric_mode == "min" else -1.0
+
+    def run(rate: float, steps: int, stop: Stop) -> list[float]:
+        values = probe.trial(rate, steps, *setting, lambda v: stop([sign * x for x in v]))
+        return [sign * value for value in values]
+
+    choice = choose_rate(
+        rates,
+        sign * losses,
+        run,
+        max_steps=settings.max_steps - max(len(sweep.losses) for sweep in repeats),
+        highest=settings.rates[-1],
+        diverged=len(repeats[0].losses) < len(settings.rates),
+    )
+    if choice is None or sign > 0:
+        return choice
+    trials = [
+        dataclasses.replace(trial, losses=tuple(-loss for loss in trial.losses))
+        for trial in choice.trials
+    ]
+    return dataclasses.replace(choice, trials=tuple(trials))
 
 
 class _Probe:
@@ -100,7 +123,7 @@ class _Probe:
     def sweep(self, weight_decay: float | None, momentum: float | None, order: int) -> LRSweep:
         """Raise the rate step by step until the end, or until the loss has diverged."""
         rates = self._settings.rates
-        losses = self._run(rates, weight_decay, momentum, order, every=1)
+        losses = self._run(rates, weight_decay, momentum, order)
         return LRSweep(
             rates=rates[: len(losses)],
             losses=tuple(losses),
@@ -110,12 +133,15 @@ class _Probe:
         )
 
     def trial(
-        self, rate: float, steps: int, weight_decay: float | None, momentum: float | None
+        self,
+        rate: float,
+        steps: int,
+        weight_decay: float | None,
+        momentum: float | None,
+        stop: Stop,
     ) -> list[float]:
-        """Train with one rate on the first sweep's batches; return the metric along the way."""
-        by_loss = self._settings.metric == TRAIN_LOSS
-        every = 1 if by_loss else max(steps // _EVALUATIONS_PER_TRIAL, 1)
-        return self._run((rate,) * steps, weight_decay, momentum, 0, every=every)
+        """Train with one rate on the first sweep's batches; return the metric of each step."""
+        return self._run((rate,) * steps, weight_decay, momentum, 0, stop)
 
     def _run(
         self,
@@ -123,15 +149,14 @@ class _Probe:
         weight_decay: float | None,
         momentum: float | None,
         order: int,
-        *,
-        every: int,
+        stop: Stop | None = None,
     ) -> list[float]:
         self._box.rewind(order=order)
         if weight_decay is not None:
             self._rates.set_weight_decay(weight_decay)
         if momentum is not None:
             self._rates.set_momentum(momentum)
-        track = _Track(self._box, self._settings, every, self._advance)
+        track = _Track(self._box, self._settings, self._advance, stop)
         try:
             self._box.run(
                 len(rates),
@@ -152,21 +177,19 @@ class _Track:
         self,
         box: Sandbox,
         settings: SweepSettings,
-        every: int,
         advance: Callable[[int], object],
+        stop: Stop | None,
     ) -> None:
         self.values: list[float] = []
         self._pending: list[Tensor] = []
         self._box = box
         self._settings = settings
-        self._every = every
         self._advance = advance
+        self._stop = stop
 
-    def __call__(self, step: int, loss: Tensor) -> bool:
+    def __call__(self, _: int, loss: Tensor) -> bool:
         """Note one step; return whether the run should end."""
         self._advance(1)
-        if (step + 1) % self._every:
-            return False
         by_loss = self._settings.metric == TRAIN_LOSS
         self._pending.append(loss if by_loss else self._evaluate())
         return len(self._pending) >= (_LOOK_EVERY if by_loss else 1) and self.look()
@@ -181,7 +204,7 @@ class _Track:
                 values = trainer.strategy.reduce(values, reduce_op="mean")
                 values = trainer.strategy.broadcast(values)
             self.values += values.tolist()
-        return self._cut()
+        return self._cut() or (self._stop is not None and self._stop(self.values))
 
     def broke_down(self) -> bool:
         """Whether an error can be put down to the weights having left all bounds."""

@@ -82,7 +82,7 @@ class LRRangeTest(Callback):
         start_lr: float = 1e-7,
         *,
         end_lr: float = 10.0,
-        num_steps: int = 100,
+        num_steps: int = 60,
         mode: Mode = "exponential",
         suggestion: Suggestion = "auto",
         metric: str = "train_loss",

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lightning_tuning.findings import Finding, Scalar, Verdict
+from lightning_tuning.functional.lr_auto import AutoChoice
 from lightning_tuning.functional.lr_range_test import (
     MIN_POINTS,
     Interval,
@@ -32,8 +33,7 @@ def analyse(
     sweeps: Sequence[LRSweep],
     *,
     suggestion: Suggestion = "minimum",
-    trials: Sequence[LRTrial] = (),
-    auto: tuple[float, Interval] | None = None,
+    auto: AutoChoice | None = None,
     ends: Interval | None = None,
     metric: str = "train_loss",
     metric_mode: MetricMode = "min",
@@ -46,8 +46,7 @@ def analyse(
     Args:
         sweeps: At least one.
         suggestion: The rule to suggest by.
-        trials: Confirmation runs, kept in the result.
-        auto: The rate that the trials led to, with its interval.
+        auto: What the short runs of the rule ``auto`` led to.
         ends: Lowest and highest rate that the sweeps were to reach; those reached by default.
         metric: Name of the metric.
         metric_mode: ``"min"`` where lower is better.
@@ -55,9 +54,9 @@ def analyse(
     Example:
         >>> from lightning_tuning.functional.lr_range_test import sweep_rates
         >>> rates = sweep_rates(1e-5, 1.0, 51, "exponential")
-        >>> losses = [1 - 0.9 * (1e-3 < r < 0.2) + 5 * (r >= 0.2) for r in rates]
+        >>> losses = [1 - min(30 * r, 0.9) + 50 * max(r - 0.2, 0) for r in rates]
         >>> result = analyse([LRSweep(rates=rates, losses=tuple(losses))], suggestion="valley")
-        >>> 1e-3 <= result.suggestion <= 0.2
+        >>> 1e-4 <= result.suggestion <= 0.2
         True
     """
     sign = 1.0 if metric_mode == "min" else -1.0
@@ -71,8 +70,9 @@ def analyse(
     if reason is None:
         suggestions = {name: rule(rates, sign * smoothed) for name, rule in RULES.items()}
         uncertainty = _intervals(repeats, sign)
-    if auto is not None:
-        suggestions["auto"], uncertainty["auto"] = auto
+    trials = auto.trials if auto is not None else ()
+    if auto is not None and auto.rate is not None:
+        suggestions["auto"], uncertainty["auto"] = auto.rate, auto.interval
     chosen = suggestions.get(suggestion)
     lr_range = None
     findings: list[Finding] = []
@@ -80,8 +80,10 @@ def analyse(
         lr_range = _useful_range(rates, sign * smoothed, chosen, trials)
         reached = repeats[0].rates
         findings = _at_border(chosen, ends or (reached[0], reached[-1]))
-    elif reason is not None:
-        findings = [reason]
+        if auto is not None and not auto.learned and suggestion == "auto":
+            findings.append(_guessed(chosen, trials))
+    else:
+        findings = [reason or _nothing_learned(trials)]
     return LRRangeResult(
         rates=tuple(rates.tolist()),
         losses=tuple(losses.tolist()),
@@ -94,7 +96,7 @@ def analyse(
         weight_decay=weight_decay,
         momentum=momentum,
         sweeps=tuple(sweeps),
-        trials=tuple(trials),
+        trials=trials,
         metric=metric,
         metric_mode=metric_mode,
         num_steps=sum(len(s.losses) for s in sweeps) + sum(len(t.losses) for t in trials),
@@ -241,6 +243,27 @@ def _no_suggestion(
         message=message,
         hint=hint,
         evidence=evidence,
+    )
+
+
+def _nothing_learned(trials: Sequence[LRTrial]) -> Finding:
+    return _no_suggestion(
+        "lr_nothing_learned",
+        f"None of {len(trials)} short runs at single rates lowered the loss beyond its noise.",
+        "Give them more steps (max_steps), or take the rule 'valley' on the sweep alone.",
+        runs=len(trials),
+    )
+
+
+def _guessed(chosen: float, trials: Sequence[LRTrial]) -> Finding:
+    return Finding(
+        check="lr_range_test",
+        code="lr_nothing_learned",
+        verdict="warn",
+        message=f"None of {len(trials)} short runs lowered the loss beyond its noise; {chosen:.2e} "
+        "is a guess at a fixed distance below the rates that diverge.",
+        hint="Give the runs more steps (max_steps), and check that the module can learn.",
+        evidence={"suggestion": chosen, "runs": len(trials)},
     )
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lightning_tuning.functional.lr_analysis import analyse, best_setting, mean_curve
+from lightning_tuning.functional.lr_auto import AutoChoice
 from lightning_tuning.functional.lr_range_test import LRSweep, LRTrial, sweep_rates
 from lightning_tuning.functional.lr_suggestion import RULES
 
@@ -39,11 +40,12 @@ def test_the_range_reaches_from_the_fall_to_the_minimum():
 
 
 def test_a_trial_that_diverged_lowers_the_stable_end():
-    trials = [
+    trials = (
         LRTrial(rate=0.01, losses=(1.0,), score=1.0),
         LRTrial(rate=0.03, losses=(math.nan,), score=math.inf),
-    ]
-    result = analyse([sweep()], suggestion="auto", trials=trials, auto=(0.01, (0.005, 0.02)))
+    )
+    auto = AutoChoice(rate=0.01, interval=(0.005, 0.02), learned=True, trials=trials)
+    result = analyse([sweep()], suggestion="auto", auto=auto)
     assert result.lr_range[1] == 0.01
     assert result.uncertainty["auto"] == (0.005, 0.02)
 
