@@ -1,6 +1,7 @@
 """Make the pictures of README and docs: ``python docs/make_pictures.py``."""
 
 import json
+import os
 import pathlib
 import sys
 import tempfile
@@ -13,8 +14,7 @@ sys.path.insert(0, str(ROOT / "examples"))
 
 
 def main() -> None:
-    import os
-
+    """Fit the quickstart and save its range test beside its cycle."""
     import quickstart
 
     from lightning_tuning import LRRangeTest, OneCycle
