@@ -5,6 +5,7 @@ import logging
 import multiprocessing
 import os
 import pathlib
+import signal
 
 import pytest
 import torch
@@ -45,7 +46,10 @@ def _leaves_nothing(tmp_path, monkeypatch):
     files, children = _files(), _children()
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
+    # a background shell starts Python with Ctrl-C ignored, and Lightning ignores it after the first
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
+    signal.signal(signal.SIGINT, handler)
     gc.collect()
     monkeypatch.undo()
     left = {pid for pid in _children() - children if not _is_helper(pid)}

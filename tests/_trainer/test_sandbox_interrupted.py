@@ -86,12 +86,8 @@ class Before(Callback):
 def test_uncaught_error_leaves_all_as_before_the_probe(error, seen, tmp_path):
     before, program = Before(tmp_path), PROGRAMS["accumulation_and_clipping"]
     made = program()
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        with pytest.raises(seen):
-            run_fit(lambda: made, tmp_path, before, Probe(raise_at_step_7(error())))
-    finally:
-        signal.signal(signal.SIGINT, handler)
+    with pytest.raises(seen):
+        run_fit(lambda: made, tmp_path, before, Probe(raise_at_step_7(error())))
     module = made[0]
     now = outcome(module.trainer, module, tmp_path)
     for part in ("seen", "weights", "grads", "modes", "optimizers", "random", "numpy", "torch"):

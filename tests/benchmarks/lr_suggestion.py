@@ -171,8 +171,8 @@ def torch_lr_finder(task: Task, optimizer: str, seed: int) -> Suggestions:
 def fastai_functions() -> dict[str, Callable[..., tuple[float, Any]]]:
     """Take fastai's rules from its source file, so that its dependencies need not be there."""
     spec = importlib.util.find_spec("fastai")
-    if spec is None or spec.origin is None:
-        raise ModuleNotFoundError("No module named 'fastai'", name="fastai")
+    assert spec is not None
+    assert spec.origin is not None
     tree = ast.parse((Path(spec.origin).parent / "callback" / "schedule.py").read_text())
     names = ("valley", "slide", "minimum", "steep")
     tree.body = [n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name in names]
@@ -214,7 +214,7 @@ def fastai(task: Task, optimizer: str, seed: int) -> Suggestions:
     return {f"fastai {name}": (suggest(rule), len(losses)) for name, rule in functions.items()}
 
 
-PEERS = (lightning, torch_lr_finder, fastai)
+PEERS = {"lightning": lightning, "torch_lr_finder": torch_lr_finder, "fastai": fastai}
 
 
 # Bookkeeping --------------------------------------------------------------------------------------
@@ -232,66 +232,61 @@ def fingerprint(task: Task) -> str:
     return digest.hexdigest()[:12]
 
 
-def measure(task: Task, optimizer: str, seed: int, rules: set[str], known: dict[str, Any]) -> None:
-    """Add to ``known`` what is missing: the grid, and each wanted rule with its two trainings."""
-    if "grid" not in known:
-        known["start"] = val_loss(task, task.make_model(seed))
-        known["grid"] = {s: [train(task, optimizer, s, seed, lr) for lr in GRID] for s in SCHEDULES}
-    tools = PEERS if "peers" in rules else ()
-    for tool in (*tools, ours) if "ours" in rules else tools:
-        if tool.__name__ in known.setdefault("done", []):
-            continue
-        torch.manual_seed(seed)
-        noise = io.StringIO()
-        try:
-            with contextlib.redirect_stdout(noise), contextlib.redirect_stderr(noise):
-                found = tool(task, optimizer, seed)
-        except ModuleNotFoundError as error:
-            warnings.warn(f"{tool.__name__} is left out: {error}", stacklevel=2)
-            continue
-        known["done"].append(tool.__name__)
-        for rule, (rate, steps) in found.items():
-            values = {s: train(task, optimizer, s, seed, rate) for s in SCHEDULES}
-            known.setdefault("rules", {})[rule] = {"lr": rate, "steps": steps, **values}
+def judged(
+    tool: Callable[[Task, str, int], Suggestions], task: Task, optimizer: str, seed: int
+) -> dict[str, dict[str, Any]]:
+    """Return for each rule of a tool its rate, its steps, and what training at the rate gives."""
+    torch.manual_seed(seed)
+    noise = io.StringIO()
+    with contextlib.redirect_stdout(noise), contextlib.redirect_stderr(noise):
+        found = tool(task, optimizer, seed)
+    return {
+        rule: {"lr": lr, "steps": steps}
+        | {schedule: train(task, optimizer, schedule, seed, lr) for schedule in SCHEDULES}
+        for rule, (lr, steps) in found.items()
+    }
 
 
 def regret(value: float, start: float, grid: list[float]) -> float:
-    best = min(grid)
     if not math.isfinite(value):
         return 1.0
+    best = min(grid)
     return min(max((value - best) / max(start - best, 1e-12), 0.0), 1.0)
 
 
 def records(
     split: str, task: Task, seeds: list[int], rules: set[str], cache: Path
 ) -> list[dict[str, Any]]:
-    """Measure a task; return a row for each optimizer, seed and rule."""
+    """Measure what the cache lacks; return a row for each optimizer, seed and rule."""
     path = cache / f"{task.name}-{fingerprint(task)}.json"
     stored = json.loads(path.read_text()) if path.exists() else {}
     rows = []
     for optimizer, seed in itertools.product(OPTIMIZERS, seeds):
         known = stored.setdefault(f"{optimizer}/{seed}", {})
-        measure(task, optimizer, seed, rules, known)
-        where = {"split": split, "task": task.name, "optimizer": optimizer, "seed": seed}
-        for rule, entry in known.get("rules", {}).items():
-            regrets = {s: regret(entry[s], known["start"], known["grid"][s]) for s in SCHEDULES}
-            rows.append({**where, "rule": rule, **entry, **regrets})
-        # ours change from day to day and are never kept
-        known["done"] = [name for name in known["done"] if name != ours.__name__]
-        kept = {r: e for r, e in known.get("rules", {}).items() if not r.startswith("ours")}
-        known["rules"] = kept
+        if not known:
+            known["start"] = val_loss(task, task.make_model(seed))
+            known["grid"] = {
+                s: [train(task, optimizer, s, seed, lr) for lr in GRID] for s in SCHEDULES
+            }
+        for name, tool in PEERS.items():
+            if name in rules and name not in known:
+                known[name] = judged(tool, task, optimizer, seed)
         temporary = path.with_suffix(".new")
         temporary.write_text(json.dumps(stored))
         temporary.replace(path)
+        found = judged(ours, task, optimizer, seed) if "ours" in rules else {}
+        for name in PEERS:
+            found |= known.get(name, {})
+        where = {"split": split, "task": task.name, "optimizer": optimizer, "seed": seed}
+        for rule, entry in found.items():
+            regrets = {s: regret(entry[s], known["start"], known["grid"][s]) for s in SCHEDULES}
+            rows.append({**where, "rule": rule, **entry, **regrets})
     return rows
 
 
 # The report ---------------------------------------------------------------------------------------
 
-COLUMNS = [
-    *((o, s) for s in SCHEDULES for o in (*OPTIMIZERS, "both")),
-    ("both", "pooled"),
-]
+COLUMNS = [(o, s) for s in SCHEDULES for o in (*OPTIMIZERS, "both")] + [("both", "pooled")]
 
 
 def spread(rows: list[dict[str, Any]], optimizer: str, schedule: str) -> tuple[float, ...]:
@@ -311,8 +306,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = ["| " + " | ".join(["rule", "runs", "no rate", "steps", *heads]) + " |"]
     lines.append("|" + "---|" * (len(heads) + 4))
     cells = {rule: [spread(part, *c) for c in COLUMNS] for rule, part in by_rule.items()}
-    for rule in sorted(by_rule, key=lambda rule: not rule.startswith("ours")):
-        part = by_rule[rule]
+    for rule, part in by_rule.items():
         none = sum(row["lr"] is None for row in part)
         counts = [rule, str(len(part)), str(none), f"{np.mean([r['steps'] for r in part]):.0f}"]
         numbers = [" / ".join(f"{v:.3f}" for v in cell) for cell in cells[rule]]
@@ -335,13 +329,15 @@ def main() -> None:
     parser.add_argument("--split", choices=[*SPLITS, "all"], default="all")
     parser.add_argument("--tasks", nargs="+", help="names; all of the split by default")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--rules", default="ours,peers", help="what to run beyond what is cached")
+    parser.add_argument("--rules", default="ours,peers", help="run these; cached peers show anyway")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir(), "lr_suggestion"))
     parser.add_argument("--json", type=Path, help="write every single regret to this file")
     arguments = parser.parse_args()
     rules = set(arguments.rules.split(","))
     if not rules <= {"ours", "peers"}:
         parser.error(f"--rules {arguments.rules}: choose of ours,peers")
+    if "peers" in rules:
+        rules |= {name for name in PEERS if importlib.util.find_spec(name) is not None}
     chosen = [
         (split, task)
         for split in (SPLITS if arguments.split == "all" else [arguments.split])
@@ -353,7 +349,6 @@ def main() -> None:
     torch.set_num_threads(1)
     os.environ["TQDM_DISABLE"] = "1"
     warnings.filterwarnings("ignore")
-    warnings.filterwarnings("once", message=".* is left out")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     arguments.cache.mkdir(parents=True, exist_ok=True)
     rows = []
@@ -365,8 +360,10 @@ def main() -> None:
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=1))
     for name in ("torch", "lightning", "torch-lr-finder", "fastai"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        try:
             print(f"{name} {importlib.metadata.version(name)}", end="; ")
+        except importlib.metadata.PackageNotFoundError:  # noqa: PERF203
+            print(f"{name} is not installed and left out", end="; ")
     print("cells: median / 90th percentile / mean of regret")
     for split in SPLITS:
         part = [row for row in rows if row["split"] == split]
