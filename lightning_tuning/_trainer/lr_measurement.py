@@ -76,6 +76,7 @@ def measure(trainer: Trainer, module: LightningModule, settings: SweepSettings) 
         suggestion=settings.suggestion,
         auto=auto,
         ends=(settings.rates[0], settings.rates[-1]),
+        num_steps=len(settings.rates),
         metric=settings.metric,
         metric_mode=settings.metric_mode,
     )

@@ -31,6 +31,8 @@ from lightning_tuning.functional.lr_range_test import (
 )
 
 _CHECK = "lr_range_test"
+_STEPS = 100
+_STEPS_BEFORE_RUNS = 60
 
 
 class LRRangeTest(Callback):
@@ -47,7 +49,8 @@ class LRRangeTest(Callback):
     Args:
         start_lr: First rate of the sweep.
         end_lr: Last rate of the sweep.
-        num_steps: Optimizer steps of a sweep.
+        num_steps: Optimizer steps of a sweep. None takes 60 for ``"auto"``, whose runs need the
+            rest of ``max_steps``, and 100 for the other rules.
         mode: ``"exponential"`` or ``"linear"`` spacing of the rates.
         suggestion: The rule to suggest by: ``"auto"``, ``"valley"``, ``"steepest"``, ``"minimum"``
             or ``"slide"``.
@@ -82,7 +85,7 @@ class LRRangeTest(Callback):
         start_lr: float = 1e-7,
         *,
         end_lr: float = 10.0,
-        num_steps: int = 60,
+        num_steps: int | None = None,
         mode: Mode = "exponential",
         suggestion: Suggestion = "auto",
         metric: str = "train_loss",
@@ -100,14 +103,12 @@ class LRRangeTest(Callback):
         checks.choice("metric_mode", metric_mode, get_args(MetricMode))
         checks.at_least("repeats", repeats, 1)
         checks.at_least("num_val_batches", num_val_batches, 1)
-        checks.at_least("max_steps", max_steps, num_steps)
         if not diverge_factor > 1:
             raise ValueError(f"diverge_factor={diverge_factor} must be greater than 1")
         if weight_decays is not None:
             checks.weight_decays("weight_decays", weight_decays)
         if momenta is not None:
             checks.momenta("momenta", momenta)
-        sweep_rates(start_lr, end_lr, num_steps, mode)
         self.start_lr = start_lr
         self.end_lr = end_lr
         self.num_steps = num_steps
@@ -123,14 +124,18 @@ class LRRangeTest(Callback):
         self.num_val_batches = num_val_batches
         self.optimizer = optimizer
         self.apply = apply
+        checks.at_least("max_steps", max_steps, len(self.settings.rates))
         self.result: LRRangeResult | None = None
         self.findings: tuple[Finding, ...] = ()
 
     @property
     def settings(self) -> SweepSettings:
         """What is measured, as the sandbox takes it."""
+        num_steps = self.num_steps
+        if num_steps is None:
+            num_steps = _STEPS_BEFORE_RUNS if self.suggestion == "auto" else _STEPS
         return SweepSettings(
-            rates=sweep_rates(self.start_lr, self.end_lr, self.num_steps, self.mode),
+            rates=sweep_rates(self.start_lr, self.end_lr, num_steps, self.mode),
             suggestion=self.suggestion,
             metric=self.metric,
             metric_mode=self.metric_mode,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -18,12 +18,12 @@ from lightning_tuning.functional.lr_range_test import (
     MetricMode,
     Suggestion,
 )
-from lightning_tuning.functional.lr_suggestion import RULES, Curve, smooth
+from lightning_tuning.functional.lr_suggestion import Curve, read_rules, smooth
 
 Setting = tuple[float | None, float | None]
 
-_SIGNIFICANT = 4.0
-"""A fall counts when it is so many standard errors of the smoothed curve deep."""
+_SIGNIFICANT = 5.0
+"""A fall counts when it is so many of its standard errors deep; many windows are tried."""
 _USEFUL = 0.1
 """The lowest useful rate is where this part of the whole fall has happened."""
 _RESAMPLES = 40
@@ -35,6 +35,7 @@ def analyse(
     suggestion: Suggestion = "minimum",
     auto: AutoChoice | None = None,
     ends: Interval | None = None,
+    num_steps: int | None = None,
     metric: str = "train_loss",
     metric_mode: MetricMode = "min",
 ) -> LRRangeResult:
@@ -48,6 +49,7 @@ def analyse(
         suggestion: The rule to suggest by.
         auto: What the short runs of the rule ``auto`` led to.
         ends: Lowest and highest rate that the sweeps were to reach; those reached by default.
+        num_steps: Steps that each sweep was to take; those taken by default.
         metric: Name of the metric.
         metric_mode: ``"min"`` where lower is better.
 
@@ -68,8 +70,8 @@ def analyse(
     uncertainty: dict[str, Interval] = {}
     reason = unusable(sign * losses, repeats)
     if reason is None:
-        suggestions = {name: rule(rates, sign * smoothed) for name, rule in RULES.items()}
-        uncertainty = _intervals(repeats, sign)
+        suggestions = read_rules(rates, sign * losses, num_steps or len(rates))
+        uncertainty = _intervals(repeats, sign, suggestions, num_steps or len(rates))
     trials = auto.trials if auto is not None else ()
     if auto is not None and auto.rate is not None:
         suggestions["auto"], uncertainty["auto"] = auto.rate, auto.interval
@@ -217,20 +219,35 @@ def unusable(losses: Curve, repeats: Sequence[LRSweep]) -> Finding | None:
             "Start the sweep lower (start_lr) or take more steps (num_steps).",
             points=len(losses),
         )
-    smoothed = smooth(losses)
-    fall = float(smoothed[: max(len(losses) // 10, 1)].mean() - smoothed.min())
-    error = _standard_error(losses)
+    fall, deviations = _deepest_fall(losses)
     # rounding of float32 losses is noise too
-    if fall <= max(_SIGNIFICANT * error, 1e-6 * abs(float(smoothed[0]))):
+    if deviations <= _SIGNIFICANT or fall <= 1e-6 * abs(float(losses[0])):
         return _no_suggestion(
             "lr_curve_flat",
-            f"The loss falls by {fall:.3g} during the sweep, which is not beyond its noise "
-            f"({error:.2g} after smoothing).",
+            f"The loss falls by {fall:.3g} during the sweep, {deviations:.1f} times the standard "
+            f"error of that; {_SIGNIFICANT:g} are needed to tell it from noise.",
             "Check that weights get gradients; then sweep longer, higher, or with larger batches.",
             fall=fall,
-            standard_error=error,
+            standard_errors=deviations,
         )
     return None
+
+
+def _deepest_fall(losses: Curve) -> tuple[float, float]:
+    """Return the most significant fall below the first losses, and how many standard errors it is.
+
+    Means over windows of several widths are compared with the mean of the first sixth.
+    """
+    head = max(len(losses) // 6, 1)
+    level, noise = float(losses[:head].mean()), _noise(_capped(losses))
+    best = (0.0, 0.0)
+    for width in {max(len(losses) // part, 1) for part in (20, 10, 5)}:
+        means = np.convolve(losses[head:], np.ones(width) / width, "valid")
+        fall = level - float(means.min())
+        error = noise * math.sqrt(1 / head + 1 / width)
+        deviations = fall / error if error > 0 else (math.inf if fall > 0 else 0.0)
+        best = max(best, (fall, deviations), key=lambda pair: pair[1])
+    return best
 
 
 def _no_suggestion(
@@ -267,24 +284,26 @@ def _guessed(chosen: float, trials: Sequence[LRTrial]) -> Finding:
     )
 
 
-def _intervals(repeats: Sequence[LRSweep], sign: float) -> dict[str, Interval]:
+def _intervals(
+    repeats: Sequence[LRSweep], sign: float, suggestions: Mapping[str, float], num_steps: int
+) -> dict[str, Interval]:
     """Return for each rule an interval of its rates under the noise of the measurement."""
     rates, losses = mean_curve(repeats)
     if len(repeats) > 1:
-        curves = [_capped(sign * np.asarray(sweep.losses[: len(rates)])) for sweep in repeats]
+        curves = [sign * np.asarray(sweep.losses[: len(rates)]) for sweep in repeats]
         low, high = 0.0, 100.0
     else:
-        capped = _capped(sign * losses)
-        trend = smooth(capped)
-        residuals = capped - trend
+        measured = sign * losses
+        residuals = _capped(measured) - smooth(_capped(measured))
         random = np.random.default_rng(0)
-        signs = random.choice([-1.0, 1.0], size=(_RESAMPLES, len(rates)))
-        curves = list(trend + signs * residuals)
+        flipped = random.choice([0.0, 2.0], size=(_RESAMPLES, len(rates)))
+        curves = list(measured - flipped * residuals)
         low, high = 16.0, 84.0
+    found = [read_rules(rates, curve, num_steps) for curve in curves]
     intervals: dict[str, Interval] = {}
-    for name, rule in RULES.items():
-        found = [rule(rates, smooth(curve)) for curve in curves]
-        intervals[name] = (float(np.percentile(found, low)), float(np.percentile(found, high)))
+    for name, chosen in suggestions.items():
+        ends = np.percentile([rules[name] for rules in found], [low, high])
+        intervals[name] = (min(float(ends[0]), chosen), max(float(ends[1]), chosen))
     return intervals
 
 
@@ -309,9 +328,11 @@ def _useful_range(
 def _at_border(chosen: float, ends: Interval) -> list[Finding]:
     """Warn where the answer may lie outside the sweep."""
     start, end = ends
-    if start * 3 < chosen < end / 3:
+    # the rules leave out the first tenth of the sweep
+    lowest, highest = start * (end / start) ** 0.12, end / 3
+    if lowest < chosen < highest:
         return []
-    argument, direction = ("start_lr", "lower") if chosen <= start * 3 else ("end_lr", "raise")
+    argument, direction = ("start_lr", "lower") if chosen <= lowest else ("end_lr", "raise")
     return [
         Finding(
             check="lr_range_test",

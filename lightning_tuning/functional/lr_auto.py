@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from lightning_tuning.functional.lr_range_test import MIN_POINTS, Interval, LRTrial
-from lightning_tuning.functional.lr_suggestion import Curve
+from lightning_tuning.functional.lr_suggestion import Curve, running_mean
 
 Stop = Callable[[Sequence[float]], bool]
 Run = Callable[[float, int, Stop], list[float]]
@@ -25,6 +25,8 @@ RUN_STEPS = 80
 """Steps of a full run; those that fall behind are abandoned long before."""
 HEAD = 10
 """So many first losses of the sweep show the level and the noise of the untrained module."""
+MEMORY = 0.85
+"""Of the running mean over the sweep."""
 RISE = 3.0
 """The sweep is over where the loss has risen by so many times the fall, and the noise."""
 SIGNAL = 4.0
@@ -111,7 +113,7 @@ def read_sweep(rates: Curve, losses: Curve) -> SweepReading | None:
         return None
     level = float(np.median(losses[:HEAD]))
     noise = max(float(np.std(losses[:HEAD])), _RESOLUTION * abs(level), 1e-30)
-    smoothed = _running_mean(losses)
+    smoothed = running_mean(losses, MEMORY)
     fall_so_far = np.maximum(level - np.minimum.accumulate(smoothed), noise)
     risen = np.flatnonzero(smoothed > level + RISE * (fall_so_far + noise))
     risen = risen[risen >= HEAD]
@@ -324,10 +326,3 @@ def _edge(loss: dict[int, float], places: list[int]) -> float:
             return last + (NEAR - loss[last]) / (loss[place] - loss[last]) * (place - last)
         last = place
     return float(last)
-
-
-def _running_mean(losses: Curve, memory: float = 0.85) -> Curve:
-    """Return the exponential moving average, free of the bias of its start."""
-    weights = memory ** np.arange(len(losses))
-    sums = [float(np.dot(weights[: i + 1][::-1], losses[: i + 1])) for i in range(len(losses))]
-    return np.asarray(sums) / np.cumsum(weights)

@@ -47,6 +47,51 @@ def smooth(values: Sequence[float] | Curve, *, width: float | None = None) -> Cu
     return np.asarray(np.convolve(padded, kernel, "valid") / weights)
 
 
+def running_mean(values: Sequence[float] | Curve, memory: float) -> Curve:
+    """Return the exponential moving average, free of the bias of its start.
+
+    Its lag of ``memory / (1 - memory)`` steps moves what is read off it towards larger rates.
+
+    Args:
+        values: One value a step; all finite.
+        memory: Weight of the past, in [0, 1).
+
+    Example:
+        >>> running_mean([1.0, 1.0, 1.0], 0.9).round(6).tolist()
+        [1.0, 1.0, 1.0]
+    """
+    raw = np.asarray(values, dtype=np.float64)
+    weights = memory ** np.arange(len(raw))
+    sums = [float(weights[i::-1] @ raw[: i + 1]) for i in range(len(raw))]
+    return np.asarray(sums) / np.cumsum(weights)
+
+
+def read_rules(rates: Curve, losses: Curve, num_steps: int) -> dict[str, float]:
+    """Apply every rule to a sweep.
+
+    As fastai does, the rules read a running mean (here with a memory of a tenth of the sweep), and
+    leave out the first tenth of the sweep and the last twentieth, where it has little to say.
+
+    Args:
+        rates: The rates that were reached, ascending.
+        losses: The finite losses there, as measured.
+        num_steps: Steps of the whole sweep, had it not ended early.
+
+    Returns:
+        A rate for each of :data:`RULES`; nothing where too few points are left.
+
+    Example:
+        >>> rates = np.logspace(-5, 0, 50)
+        >>> sorted(read_rules(rates, np.where(rates < 1e-3, 2.0, 1.0), 50))
+        ['minimum', 'slide', 'steepest', 'valley']
+    """
+    smoothed = running_mean(losses, 1 - 10 / max(num_steps, 11))
+    kept = slice(num_steps // 10, -max(num_steps // 20, 1))
+    if len(rates[kept]) < 3:
+        return {}
+    return {name: rule(rates[kept], smoothed[kept]) for name, rule in RULES.items()}
+
+
 def steepest(rates: Curve, losses: Curve) -> float:
     """Return the rate where the loss falls fastest per factor of the rate.
 
@@ -98,7 +143,7 @@ def valley(rates: Curve, losses: Curve) -> float:
     return float(rates[(end - longest + 1 + end) // 2])
 
 
-def slide(rates: Curve, losses: Curve, *, width: float = 0.15, tolerance: float = 0.005) -> float:
+def slide(rates: Curve, losses: Curve, *, width: float = 0.15, tolerance: float = 0.02) -> float:
     """Return the rate left of the final rise, found by sliding an interval down from the right.
 
     The interval moves left while the slopes at its two ends differ by more than ``tolerance``; its
