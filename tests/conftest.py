@@ -10,6 +10,9 @@ import signal
 import pytest
 import torch
 
+# set before Lightning imports it: older versions of the two talk about each other
+os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+
 ROOT = pathlib.Path(__file__).parent.parent
 
 

@@ -15,11 +15,11 @@ from lightning_tuning._trainer.random_state import (
 
 
 def draw():
-    return random.random(), random.gauss(), np.random.rand(), np.random.randn(), *torch.rand(2)  # noqa: NPY002
+    return random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn(), *torch.rand(2)  # noqa: NPY002
 
 
 def test_get_and_set():
-    random.gauss()  # these keep a second number for the next call
+    random.gauss(0, 1)  # these keep a second number for the next call
     np.random.randn()  # noqa: NPY002
     state = get_random_state()
     first = draw()
