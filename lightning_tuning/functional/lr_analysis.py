@@ -7,8 +7,15 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from lightning_tuning.findings import Finding, Scalar, Verdict
+from lightning_tuning.findings import Finding
 from lightning_tuning.functional.lr_auto import AutoChoice
+from lightning_tuning.functional.lr_findings import (
+    at_border,
+    guessed,
+    nothing_learned,
+    unusable,
+)
+from lightning_tuning.functional.lr_noise import capped, standard_error
 from lightning_tuning.functional.lr_range_test import (
     MIN_POINTS,
     Interval,
@@ -22,8 +29,6 @@ from lightning_tuning.functional.lr_suggestion import Curve, read_rules, smooth
 
 Setting = tuple[float | None, float | None]
 
-_SIGNIFICANT = 5.0
-"""A fall counts when it is so many of its standard errors deep; many windows are tried."""
 _USEFUL = 0.1
 """The lowest useful rate is where this part of the whole fall has happened."""
 _RESAMPLES = 40
@@ -65,7 +70,7 @@ def analyse(
     weight_decay, momentum = best_setting(sweeps, metric_mode=metric_mode)
     repeats = by_setting(sweeps)[weight_decay, momentum]
     rates, losses = mean_curve(repeats)
-    smoothed = sign * smooth(_capped(sign * losses)) if len(losses) else losses
+    smoothed = sign * smooth(capped(sign * losses)) if len(losses) else losses
     suggestions: dict[str, float] = {}
     uncertainty: dict[str, Interval] = {}
     reason = unusable(sign * losses, repeats)
@@ -81,11 +86,11 @@ def analyse(
     if chosen is not None:
         lr_range = _useful_range(rates, sign * smoothed, chosen, trials)
         reached = repeats[0].rates
-        findings = _at_border(chosen, ends or (reached[0], reached[-1]))
+        findings = at_border(chosen, ends or (reached[0], reached[-1]))
         if auto is not None and not auto.learned and suggestion == "auto":
-            findings.append(_guessed(chosen, trials))
+            findings.append(guessed(chosen, trials))
     else:
-        findings = [reason or _nothing_learned(trials)]
+        findings = [reason or nothing_learned(trials)]
     return LRRangeResult(
         rates=tuple(rates.tolist()),
         losses=tuple(losses.tolist()),
@@ -154,9 +159,9 @@ def best_setting(sweeps: Sequence[LRSweep], *, metric_mode: MetricMode = "min") 
         rates, losses = mean_curve(repeats)
         if len(losses) < MIN_POINTS:
             continue
-        smoothed = smooth(_capped(sign * losses))
+        smoothed = smooth(capped(sign * losses))
         lowest = int(np.argmin(smoothed))
-        noise = _standard_error(sign * losses)
+        noise = standard_error(sign * losses)
         found.append((float(smoothed[lowest]), float(rates[lowest]), noise, setting))
     if not found:
         return next(iter(by_setting(sweeps)))
@@ -165,123 +170,8 @@ def best_setting(sweeps: Sequence[LRSweep], *, metric_mode: MetricMode = "min") 
     return max(close, key=lambda entry: entry[1])[3]
 
 
-def _capped(losses: Curve) -> Curve:
-    """Cut off what lies as far above the first losses as these lie above the lowest.
-
-    A diverging end would otherwise leak through the smoothing into the rates below it.
-    """
-    start = float(np.median(losses[: max(len(losses) // 10, 1)]))
-    return np.minimum(losses, 2 * start - float(losses.min()))
-
-
 def _finite_length(losses: Sequence[float]) -> int:
     return next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), len(losses))
-
-
-def _noise(losses: Curve) -> float:
-    """Estimate the standard deviation of a single loss from second differences.
-
-    A straight fall or rise leaves none, and the median passes over the bends. For independent noise
-    the variance of ``x[i-1] - 2 x[i] + x[i+1]`` is six times that of ``x``.
-    """
-    if len(losses) < 3:
-        return 0.0
-    return float(np.median(np.abs(np.diff(losses, n=2))) / 0.6745 / math.sqrt(6))
-
-
-def _standard_error(losses: Curve) -> float:
-    """Estimate the standard error of the smoothed curve away from its ends."""
-    impulse = np.zeros(len(losses))
-    impulse[len(losses) // 2] = 1.0
-    return _noise(_capped(losses)) * float(np.sqrt(np.sum(smooth(impulse) ** 2)))
-
-
-def unusable(losses: Curve, repeats: Sequence[LRSweep]) -> Finding | None:
-    """Say why no rule may read a curve, or return None where one may.
-
-    Args:
-        losses: Its finite part, lower is better.
-        repeats: The sweeps behind it.
-    """
-    measured = min(len(sweep.losses) for sweep in repeats)
-    if len(losses) == 0:
-        return _no_suggestion(
-            "non_finite",
-            "The loss is not finite at the very first step of the sweep.",
-            "Look for NaN in the data, a logarithm or a division in the loss.",
-            verdict="fail",
-        )
-    if len(losses) < MIN_POINTS:
-        return _no_suggestion(
-            "lr_curve_too_short",
-            f"The sweep gave {len(losses)} finite points of {measured} before it diverged; "
-            f"{MIN_POINTS} are needed.",
-            "Start the sweep lower (start_lr) or take more steps (num_steps).",
-            points=len(losses),
-        )
-    fall, deviations = _deepest_fall(losses)
-    # rounding of float32 losses is noise too
-    if deviations <= _SIGNIFICANT or fall <= 1e-6 * abs(float(losses[0])):
-        return _no_suggestion(
-            "lr_curve_flat",
-            f"The loss falls by {fall:.3g} during the sweep, {deviations:.1f} times the standard "
-            f"error of that; {_SIGNIFICANT:g} are needed to tell it from noise.",
-            "Check that weights get gradients; then sweep longer, higher, or with larger batches.",
-            fall=fall,
-            standard_errors=deviations,
-        )
-    return None
-
-
-def _deepest_fall(losses: Curve) -> tuple[float, float]:
-    """Return the most significant fall below the first losses, and how many standard errors it is.
-
-    Means over windows of several widths are compared with the mean of the first sixth.
-    """
-    head = max(len(losses) // 6, 1)
-    level, noise = float(losses[:head].mean()), _noise(_capped(losses))
-    best = (0.0, 0.0)
-    for width in {max(len(losses) // part, 1) for part in (20, 10, 5)}:
-        means = np.convolve(losses[head:], np.ones(width) / width, "valid")
-        fall = level - float(means.min())
-        error = noise * math.sqrt(1 / head + 1 / width)
-        deviations = fall / error if error > 0 else (math.inf if fall > 0 else 0.0)
-        best = max(best, (fall, deviations), key=lambda pair: pair[1])
-    return best
-
-
-def _no_suggestion(
-    code: str, message: str, hint: str, *, verdict: Verdict = "skip", **evidence: Scalar
-) -> Finding:
-    return Finding(
-        check="lr_range_test",
-        code=code,
-        verdict=verdict,
-        message=message,
-        hint=hint,
-        evidence=evidence,
-    )
-
-
-def _nothing_learned(trials: Sequence[LRTrial]) -> Finding:
-    return _no_suggestion(
-        "lr_nothing_learned",
-        f"None of {len(trials)} short runs at single rates lowered the loss beyond its noise.",
-        "Give them more steps (max_steps), or take the rule 'valley' on the sweep alone.",
-        runs=len(trials),
-    )
-
-
-def _guessed(chosen: float, trials: Sequence[LRTrial]) -> Finding:
-    return Finding(
-        check="lr_range_test",
-        code="lr_nothing_learned",
-        verdict="warn",
-        message=f"None of {len(trials)} short runs lowered the loss beyond its noise; {chosen:.2e} "
-        "is a guess at a fixed distance below the rates that diverge.",
-        hint="Give the runs more steps (max_steps), and check that the module can learn.",
-        evidence={"suggestion": chosen, "runs": len(trials)},
-    )
 
 
 def _intervals(
@@ -294,7 +184,7 @@ def _intervals(
         low, high = 0.0, 100.0
     else:
         measured = sign * losses
-        residuals = _capped(measured) - smooth(_capped(measured))
+        residuals = capped(measured) - smooth(capped(measured))
         random = np.random.default_rng(0)
         flipped = random.choice([0.0, 2.0], size=(_RESAMPLES, len(rates)))
         curves = list(measured - flipped * residuals)
@@ -323,24 +213,3 @@ def _useful_range(
     if high >= failed and stable:
         high = max(stable)
     return min(low, chosen), max(high, chosen)
-
-
-def _at_border(chosen: float, ends: Interval) -> list[Finding]:
-    """Warn where the answer may lie outside the sweep."""
-    start, end = ends
-    # the rules leave out the first tenth of the sweep
-    lowest, highest = start * (end / start) ** 0.12, end / 3
-    if lowest < chosen < highest:
-        return []
-    argument, direction = ("start_lr", "lower") if chosen <= lowest else ("end_lr", "raise")
-    return [
-        Finding(
-            check="lr_range_test",
-            code="lr_at_sweep_border",
-            verdict="warn",
-            message=f"The suggestion {chosen:.2e} stands at the border of the sweep "
-            f"({start:.1e} to {end:.1e}).",
-            hint=f"Repeat it with another {argument}: {direction} it by a factor of 100.",
-            evidence={"suggestion": chosen, "start_lr": start, "end_lr": end},
-        )
-    ]

@@ -12,7 +12,7 @@ from lightning_tuning._trainer.learning_rates import (
     rates_of,
     set_module_rate,
 )
-from tests.toys import Classifier, Manual, loader
+from tests.toys import Classifier, Manual, OwnScheduler, WithOwnScheduler, loader
 
 
 def sgd(lr=0.1):
@@ -137,27 +137,6 @@ def test_zero_rates_are_refused():
 
 def test_a_frozen_group_stays_at_zero():
     assert fit(Classifier(optimizer=sgd(), groups=(0.0, 0.3)), Apply(0.5))[0] == [0.0, 0.5]
-
-
-class OwnScheduler:
-    """Not one of torch's; holds rates that nobody can guess."""
-
-    def __init__(self, optimizer):
-        self.optimizer = optimizer
-
-    def step(self):
-        pass
-
-    def state_dict(self):
-        return {}
-
-    def load_state_dict(self, state):
-        pass
-
-
-class WithOwnScheduler(Classifier):
-    def lr_scheduler_step(self, scheduler, metric):
-        scheduler.step()
 
 
 def test_an_unknown_scheduler_is_named():

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_tuning import LRRangeResult, LRRangeTest, OneCycle, lr_range_test
 from tests.processes import run_on_ranks
-from tests.toys import Classifier, Manual
+from tests.toys import Classifier, Manual, OwnScheduler, WithOwnScheduler
 
 
 def sgd(lr=0.123, **settings):
@@ -392,25 +392,6 @@ def test_without_apply_nothing_is_set():
     fit(module, test, rates)
     assert {tuple(seen) for seen in rates.seen} == {(0.123,)}
     assert module.hparams.lr == 0.123
-
-
-class OwnScheduler:
-    def __init__(self, optimizer):
-        self.optimizer = optimizer
-
-    def step(self):
-        pass
-
-    def state_dict(self):
-        return {}
-
-    def load_state_dict(self, state):
-        pass
-
-
-class WithOwnScheduler(Classifier):
-    def lr_scheduler_step(self, scheduler, metric):
-        scheduler.step()
 
 
 def test_a_scheduler_that_cannot_be_told_is_named_in_a_warning():

@@ -1,0 +1,108 @@
+"""What there is to say about a range test: curves that can't be used, doubtful suggestions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lightning_tuning.findings import Finding, Scalar, Verdict
+from lightning_tuning.functional.lr_noise import deepest_fall
+from lightning_tuning.functional.lr_range_test import MIN_POINTS, Interval, LRSweep, LRTrial
+from lightning_tuning.functional.lr_suggestion import Curve
+
+_CHECK = "lr_range_test"
+SIGNIFICANT = 5.0
+"""A fall counts when it is so many of its standard errors deep; many windows are tried."""
+
+
+def unusable(losses: Curve, repeats: Sequence[LRSweep]) -> Finding | None:
+    """Say why no rule may read a curve, or return None where one may.
+
+    Args:
+        losses: Its finite part, lower is better.
+        repeats: The sweeps behind it.
+    """
+    measured = min(len(sweep.losses) for sweep in repeats)
+    if len(losses) == 0:
+        return _no_suggestion(
+            "non_finite",
+            "The loss is not finite at the very first step of the sweep.",
+            "Look for NaN in the data, a logarithm or a division in the loss.",
+            verdict="fail",
+        )
+    if len(losses) < MIN_POINTS:
+        return _no_suggestion(
+            "lr_curve_too_short",
+            f"The sweep gave {len(losses)} finite points of {measured} before it diverged; "
+            f"{MIN_POINTS} are needed.",
+            "Start the sweep lower (start_lr) or take more steps (num_steps).",
+            points=len(losses),
+        )
+    fall, deviations = deepest_fall(losses)
+    # rounding of float32 losses is noise too
+    if deviations <= SIGNIFICANT or fall <= 1e-6 * abs(float(losses[0])):
+        return _no_suggestion(
+            "lr_curve_flat",
+            f"The loss falls by {fall:.3g} during the sweep, {deviations:.1f} times the standard "
+            f"error of that; {SIGNIFICANT:g} are needed to tell it from noise.",
+            "Check that weights get gradients; then sweep longer, higher, or with larger batches.",
+            fall=fall,
+            standard_errors=deviations,
+        )
+    return None
+
+
+def nothing_learned(trials: Sequence[LRTrial]) -> Finding:
+    """Say that the short runs gave no answer."""
+    return _no_suggestion(
+        "lr_nothing_learned",
+        f"None of {len(trials)} short runs at single rates lowered the loss beyond its noise.",
+        "Give them more steps (max_steps), or take the rule 'valley' on the sweep alone.",
+        runs=len(trials),
+    )
+
+
+def guessed(chosen: float, trials: Sequence[LRTrial]) -> Finding:
+    """Warn that the suggestion rests on where the loss breaks down alone."""
+    return Finding(
+        check=_CHECK,
+        code="lr_nothing_learned",
+        verdict="warn",
+        message=f"None of {len(trials)} short runs lowered the loss beyond its noise; {chosen:.2e} "
+        "is a guess at a fixed distance below the rates that diverge.",
+        hint="Give the runs more steps (max_steps), and check that the module can learn.",
+        evidence={"suggestion": chosen, "runs": len(trials)},
+    )
+
+
+def at_border(chosen: float, ends: Interval) -> list[Finding]:
+    """Warn where the answer may lie outside the sweep."""
+    start, end = ends
+    # the rules leave out the first tenth of the sweep
+    lowest, highest = start * (end / start) ** 0.12, end / 3
+    if lowest < chosen < highest:
+        return []
+    argument, direction = ("start_lr", "lower") if chosen <= lowest else ("end_lr", "raise")
+    return [
+        Finding(
+            check=_CHECK,
+            code="lr_at_sweep_border",
+            verdict="warn",
+            message=f"The suggestion {chosen:.2e} stands at the border of the sweep "
+            f"({start:.1e} to {end:.1e}).",
+            hint=f"Repeat it with another {argument}: {direction} it by a factor of 100.",
+            evidence={"suggestion": chosen, "start_lr": start, "end_lr": end},
+        )
+    ]
+
+
+def _no_suggestion(
+    code: str, message: str, hint: str, *, verdict: Verdict = "skip", **evidence: Scalar
+) -> Finding:
+    return Finding(
+        check=_CHECK,
+        code=code,
+        verdict=verdict,
+        message=message,
+        hint=hint,
+        evidence=evidence,
+    )
