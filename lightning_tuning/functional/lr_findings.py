@@ -10,7 +10,7 @@ from lightning_tuning.functional.lr_range_test import MIN_POINTS, Interval, LRSw
 from lightning_tuning.functional.lr_suggestion import Curve
 
 _CHECK = "lr_range_test"
-SIGNIFICANT = 5.0
+SIGNIFICANT = 4.0
 """A fall counts when it is so many of its standard errors deep; many windows are tried."""
 
 

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from lightning_tuning.functional.lr_findings import SIGNIFICANT
 from lightning_tuning.functional.lr_noise import _noise, capped, deepest_fall, standard_error
 from lightning_tuning.functional.lr_suggestion import smooth
 
@@ -39,9 +40,9 @@ def test_a_fall_counts_in_its_standard_errors():
     assert scaled[1] == pytest.approx(deviations)
 
 
-def test_pure_noise_seldom_reaches_five():
+def test_pure_noise_seldom_counts():
     random = np.random.default_rng(2)
-    reached = [deepest_fall(random.normal(size=60))[1] > 5 for _ in range(1000)]
+    reached = [deepest_fall(random.normal(size=60))[1] > SIGNIFICANT for _ in range(1000)]
     assert np.mean(reached) < 0.02
 
 
