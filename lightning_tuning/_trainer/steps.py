@@ -32,10 +32,10 @@ class LossRecorder(Callback):
         scale = 1.0 if scaler is None or scaler._scale is None else scaler._scale
         self.losses.append(loss.detach() / scale)
 
-    def take(self) -> Tensor | None:
-        """Return the sum of the losses since the last call."""
+    def take(self) -> list[Tensor]:
+        """Return the losses since the last call."""
         losses, self.losses = self.losses, []
-        return torch.stack([loss.float() for loss in losses]).sum() if losses else None
+        return [loss.float() for loss in losses]
 
 
 class StepCounter:
@@ -110,10 +110,14 @@ def training_batch(trainer: Trainer, batch: ProbeBatch, recorder: LossRecorder) 
         output = epoch_loop.manual_optimization.run(kwargs)
         factor = 1
     call._call_lightning_module_hook(trainer, "on_train_batch_end", output, data, index)
-    trainer._logger_connector.on_batch_end()
+    # what on_batch_end does, less the values for progress bars and callbacks, which are away
+    epoch_loop._results.batch = None
+    epoch_loop._results.batch_size = None
     sent_backward = recorder.take()
     returned = _returned_loss(output)
-    return returned * factor if returned is not None else sent_backward
+    if returned is None:
+        return torch.stack(sent_backward).sum() if sent_backward else None
+    return returned * factor
 
 
 def validation_pass(trainer: Trainer) -> dict[str, Tensor]:
