@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
@@ -70,13 +71,17 @@ class Finding:
             raise ValueError(f"verdict={self.verdict!r} must be 'pass', 'warn', 'fail' or 'skip'")
 
     def to_dict(self) -> dict[str, Scalar | dict[str, Scalar]]:
-        """Return the finding as plain values that ``json.dumps`` takes.
+        """Return the finding as plain values for JSON; a number that is not finite becomes None.
 
         Example:
             >>> Finding(check="a", code="non_finite", verdict="fail", message="m").to_dict()["code"]
             'non_finite'
         """
-        return {**dataclasses.asdict(self), "evidence": dict(self.evidence)}
+        evidence = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in self.evidence.items()
+        }
+        return {**dataclasses.asdict(self), "evidence": evidence}
 
 
 def worst(findings: Iterable[Finding]) -> Verdict:

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.exceptions import _TunerExitException
 
 from lightning_tuning._trainer.object_state import ObjectState
 from lightning_tuning._trainer.random_state import kept_random_state
+from lightning_tuning._trainer.schedule_length import accumulation
 from lightning_tuning._trainer.tensor_state import TensorState
 
 
@@ -38,11 +39,13 @@ def run_before_fit(
     probe = _AtTrainStart(work)
     trainer_state = _TrainerState(trainer)
     tensors = TensorState([*model.parameters(), *model.buffers()])
-    flags = [(p, p.requires_grad, p.grad) for p in model.parameters()]
-    data = [train_dataloaders, val_dataloaders, datamodule]
-    objects = ObjectState([model], data=data, skip=[*model.parameters(), *model.buffers()])
+    flags = [(p, p.requires_grad, p.grad, p.data) for p in model.parameters()]
+    sources = [train_dataloaders, val_dataloaders, datamodule]
+    objects = ObjectState([model], data=sources, skip=[*model.parameters(), *model.buffers()])
     with kept_random_state():
         try:
+            trainer.accumulate_grad_batches = accumulation(trainer, trainer.current_epoch)
+            vars(model)["configure_callbacks"] = list
             vars(trainer)["callbacks"] = [probe]
             trainer._loggers = [DummyLogger() for _ in trainer.loggers]
             trainer.num_sanity_val_steps = 0
@@ -50,7 +53,9 @@ def run_before_fit(
         finally:
             trainer_state.restore()
             objects.restore()
-            for parameter, requires_grad, grad in flags:
+            for parameter, requires_grad, grad, data in flags:
+                # a true half precision, or another device, gives the parameter other memory
+                parameter.data = data
                 parameter.requires_grad_(requires_grad)
                 parameter.grad = grad
             tensors.restore()
@@ -83,7 +88,13 @@ class _TrainerState:
         self._trainer = trainer
         loop = trainer.fit_loop
         self._owners = [
-            (trainer, ("callbacks", "_loggers", "num_sanity_val_steps", "should_stop")),
+            (
+                trainer,
+                (
+                    *("callbacks", "_loggers", "num_sanity_val_steps", "should_stop"),
+                    "accumulate_grad_batches",
+                ),
+            ),
             (loop, ("min_epochs", "max_epochs", "_combined_loader", "_data_fetcher")),
             (loop.epoch_loop.val_loop, ("_combined_loader", "_data_fetcher")),
             (trainer.state, ("status", "fn", "stage")),

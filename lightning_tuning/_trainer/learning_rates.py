@@ -33,12 +33,18 @@ class GroupRates:
     Args:
         optimizers: The optimizers to move.
         schedulers: The schedulers of the fit.
+        others: Optimizers that stay as they are.
 
     Raises:
         MisconfigurationException: All base rates are zero.
     """
 
-    def __init__(self, optimizers: Iterable[Optimizer], schedulers: Iterable[object] = ()) -> None:
+    def __init__(
+        self,
+        optimizers: Iterable[Optimizer],
+        schedulers: Iterable[object] = (),
+        others: Iterable[Optimizer] = (),
+    ) -> None:
         self.optimizers = list(optimizers)
         self.groups = [group for o in self.optimizers for group in o.param_groups]
         cyclic = [s for s in schedulers if isinstance(s, CyclicLR)]
@@ -48,6 +54,7 @@ class GroupRates:
             for group, peak in zip(scheduler.optimizer.param_groups, scheduler.max_lrs, strict=True)
         }
         self.base_rates = [peaks.get(id(group), _base_rate(group)) for group in self.groups]
+        self.other_rates = [_base_rate(group) for o in others for group in o.param_groups]
         self.rate = max(self.base_rates, default=0.0)
         if not self.rate > 0:
             raise MisconfigurationException(
@@ -114,7 +121,8 @@ def rates_of(trainer: Trainer, which: int | str | None) -> GroupRates:
         raise MisconfigurationException(
             f"optimizer={which!r} is none of this module's optimizers; choose one of {list(names)}."
         )
-    return GroupRates([names[which]], schedulers)
+    chosen = names[which]
+    return GroupRates([chosen], schedulers, [o for o in trainer.optimizers if o is not chosen])
 
 
 def apply_learning_rate(trainer: Trainer, rates: GroupRates, rate: float) -> list[str]:
@@ -135,27 +143,61 @@ def apply_learning_rate(trainer: Trainer, rates: GroupRates, rate: float) -> lis
     return unknown
 
 
-def set_module_rate(module: LightningModule, rate: float, base_rates: Sequence[float] = ()) -> bool:
-    """Set ``lr`` or ``learning_rate`` of the module and of its ``hparams``, where they exist.
+def set_module_rate(module: LightningModule, rate: float, rates: GroupRates) -> str | None:
+    """Scale ``lr`` or ``learning_rate`` of the module and of its ``hparams``, where they exist.
+
+    They are scaled by as much as the optimizers' rates, so that a module that makes its groups'
+    rates from the attribute, in whatever ratio, makes the suggested ones. An attribute that equals
+    the rate of an optimizer that was not swept is left alone.
 
     Args:
         module: The module.
         rate: The new rate.
-        base_rates: Rates of the groups before: an attribute that equals one keeps its ratio.
+        rates: The rates before.
 
     Returns:
-        Whether there was one to set.
+        A sentence of doubt where an attribute equals none of the swept rates.
     """
-    found = False
-    holders: tuple[dict[str, Any], ...] = (vars(module), cast("dict[str, Any]", module.hparams))
-    for holder in holders:
+    doubt = None
+    for holder, name, old in rate_attributes(module):
+        if _among(old, rates.base_rates):
+            _write_attribute(holder, name, rate * (old / rates.rate))
+        elif not _among(old, rates.other_rates):
+            _write_attribute(holder, name, rate * (old / rates.rate))
+            doubt = (
+                f"{name}={old:g} of the module is none of the optimizer's rates {rates.base_rates};"
+                f" it was scaled in ratio to {rate * (old / rates.rate):.2e}."
+            )
+    return doubt
+
+
+def rate_attributes(module: LightningModule) -> list[tuple[Any, str, float]]:
+    """Return (holder, name, value) of each learning rate that the module holds as an attribute."""
+    found = []
+    for holder in (module, cast("dict[str, Any]", module.hparams)):
         for name in ("lr", "learning_rate"):
-            old = holder.get(name)
-            if isinstance(old, float | int) and not isinstance(old, bool):
-                known = any(math.isclose(old, base) for base in base_rates)
-                holder[name] = rate * (old / max(base_rates)) if known else rate
-                found = True
+            value = holder.get(name) if isinstance(holder, dict) else _own_attribute(holder, name)
+            if isinstance(value, float | int) and not isinstance(value, bool):
+                found.append((holder, name, float(value)))
     return found
+
+
+def _own_attribute(module: LightningModule, name: str) -> Any:
+    described = getattr(type(module), name, None)
+    if isinstance(described, property):
+        return getattr(module, name) if described.fset is not None else None
+    return vars(module).get(name)
+
+
+def _write_attribute(holder: Any, name: str, value: float) -> None:
+    if isinstance(holder, dict):
+        holder[name] = value
+    else:
+        setattr(holder, name, value)
+
+
+def _among(value: float, rates: Sequence[float]) -> bool:
+    return any(math.isclose(value, rate) for rate in rates)
 
 
 def write(group: Group, key: str, value: float) -> None:
@@ -177,12 +219,17 @@ def _scale_scheduler(scheduler: object, rate: float, base: float) -> list[str]:
     if isinstance(scheduler, SequentialLR | ChainedScheduler):
         parts = scheduler._schedulers
         return [name for part in parts for name in _scale_scheduler(part, rate, base)]
-    if not isinstance(scheduler, LRScheduler):
-        return [type(scheduler).__name__]
+    known = isinstance(scheduler, LRScheduler) and _formula_is_torchs(type(scheduler))
     for name in ("base_lrs", "max_lrs", "_last_lr"):
         if hasattr(scheduler, name):
             setattr(scheduler, name, [rate * (float(v) / base) for v in getattr(scheduler, name)])
-    return []
+    return [] if known else [type(scheduler).__name__]
+
+
+def _formula_is_torchs(kind: type) -> bool:
+    """Whether the rate is computed by torch's own code, from what was scaled."""
+    owner = next(base for base in kind.__mro__ if "get_lr" in vars(base))
+    return owner.__module__ == LRScheduler.__module__
 
 
 def _names(optimizers: Sequence[Optimizer]) -> str:

@@ -13,6 +13,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from tqdm import tqdm
 
+from lightning_tuning._trainer.errors import CannotProbeError
 from lightning_tuning._trainer.learning_rates import rates_of
 from lightning_tuning._trainer.sandbox import Sandbox
 from lightning_tuning.functional.lr_analysis import (
@@ -79,6 +80,7 @@ def measure(trainer: Trainer, module: LightningModule, settings: SweepSettings) 
         num_steps=len(settings.rates),
         metric=settings.metric,
         metric_mode=settings.metric_mode,
+        optimizer=settings.optimizer,
     )
 
 
@@ -158,17 +160,29 @@ class _Probe:
         if momentum is not None:
             self._rates.set_momentum(momentum)
         track = _Track(self._box, self._settings, self._advance, stop)
+        hooks = [o.register_step_pre_hook(self._check_rate) for o in self._rates.optimizers]
         try:
             self._box.run(
                 len(rates),
-                before_step=lambda step: self._rates.set(rates[step]),
+                before_step=lambda step: self._set(rates[step]),
                 after_step=track,
             )
         except Exception:
             if not track.broke_down():
                 raise
+        finally:
+            for hook in hooks:
+                hook.remove()
         track.look()
         return track.values
+
+    def _set(self, rate: float) -> None:
+        self._rates.set(rate)
+        self._written = [float(group["lr"]) for group in self._rates.groups]
+
+    def _check_rate(self, *_: object) -> None:
+        if [float(group["lr"]) for group in self._rates.groups] != self._written:
+            raise CannotProbeError("the module sets the learning rate itself before each step")
 
 
 class _Track:

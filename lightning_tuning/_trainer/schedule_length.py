@@ -35,7 +35,7 @@ def steps_left(trainer: Trainer, *, name: str, by_batch: bool = False) -> int:
         done = _batches_done(trainer)
         steps = 0
         for epoch in range(trainer.current_epoch, max_epochs):
-            accumulate = 1 if by_batch else _accumulation(trainer, epoch)
+            accumulate = 1 if by_batch else accumulation(trainer, epoch)
             # a last, incomplete group of batches is stepped too
             steps += math.ceil(batches / accumulate)
             steps -= math.ceil(done / accumulate) if done >= batches else done // accumulate
@@ -80,7 +80,8 @@ def _batches_done(trainer: Trainer) -> int:
     return int(batches.processed)
 
 
-def _accumulation(trainer: Trainer, epoch: int) -> int:
+def accumulation(trainer: Trainer, epoch: int) -> int:
+    """Return how many batches an epoch accumulates, by ``GradientAccumulationScheduler`` too."""
     for callback in callbacks_of(trainer):
         if isinstance(callback, GradientAccumulationScheduler):
             return callback.get_accumulate_grad_batches(epoch)

@@ -21,6 +21,7 @@ from lightning_tuning._trainer.batches import data_holders
 from lightning_tuning._trainer.object_state import ObjectState
 from lightning_tuning._trainer.optimizer_state import OptimizerState
 from lightning_tuning._trainer.random_state import get_random_state, set_random_state
+from lightning_tuning._trainer.schedule_length import accumulation
 from lightning_tuning._trainer.tensor_state import TensorState
 
 
@@ -133,6 +134,8 @@ class Shield:
             callbacks=callbacks,
             _loggers=[_SilentLogger(logger) for logger in trainer.loggers],
             profiler=PassThroughProfiler(),
+            # GradientAccumulationScheduler would set it when the epoch starts, and is away
+            accumulate_grad_batches=accumulation(trainer, trainer.current_epoch),
         )
 
     def restore(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, get_args
 
@@ -12,16 +13,19 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from lightning_tuning._trainer.before_fit import run_before_fit
 from lightning_tuning._trainer.errors import CannotProbeError
 from lightning_tuning._trainer.learning_rates import (
+    GroupRates,
     apply_learning_rate,
+    rate_attributes,
     rates_of,
     set_module_rate,
 )
 from lightning_tuning._trainer.logger import log_result
-from lightning_tuning._trainer.lr_measurement import SweepSettings, measure
+from lightning_tuning._trainer.lr_measurement import TRAIN_LOSS, SweepSettings, measure
 from lightning_tuning._trainer.report import report
 from lightning_tuning._trainer.schedule_start import start_waiting
 from lightning_tuning.findings import Finding
 from lightning_tuning.functional import checks
+from lightning_tuning.functional.lr_auto import MIN_RUN_STEPS
 from lightning_tuning.functional.lr_range_test import (
     LRRangeResult,
     MetricMode,
@@ -61,7 +65,8 @@ class LRRangeTest(Callback):
         momenta: Values of momentum (Adam: beta1) to sweep with, one sweep each.
         repeats: Sweeps over independent data orders for each of these.
         diverge_factor: A sweep ends where the loss has risen to so many times its best value.
-        max_steps: Optimizer steps that a sweep and the short runs of ``"auto"`` take together.
+        max_steps: Optimizer steps that a sweep and the short runs of ``"auto"`` take together. None
+            takes 300, or 200 more than ``num_steps`` where that is more.
         num_val_batches: Batches of each validation loader that a validation metric is measured on.
         optimizer: Which optimizer to sweep where there are several, by index or class name; all
             together by default.
@@ -94,7 +99,7 @@ class LRRangeTest(Callback):
         momenta: Sequence[float] | None = None,
         repeats: int = 1,
         diverge_factor: float = 4.0,
-        max_steps: int = 300,
+        max_steps: int | None = None,
         num_val_batches: int = 4,
         optimizer: int | str | None = None,
         apply: bool = True,
@@ -103,12 +108,17 @@ class LRRangeTest(Callback):
         checks.choice("metric_mode", metric_mode, get_args(MetricMode))
         checks.at_least("repeats", repeats, 1)
         checks.at_least("num_val_batches", num_val_batches, 1)
-        if not diverge_factor > 1:
-            raise ValueError(f"diverge_factor={diverge_factor} must be greater than 1")
+        if not checks.is_number(diverge_factor) or not diverge_factor > 1:
+            raise ValueError(f"diverge_factor={diverge_factor!r} must be a number greater than 1")
         if weight_decays is not None:
             checks.weight_decays("weight_decays", weight_decays)
         if momenta is not None:
+            checks.sequence("momenta", momenta)
             checks.momenta("momenta", momenta)
+        if not isinstance(metric, str):
+            raise ValueError(f"metric={metric!r} must be a name")
+        if optimizer is not None and not isinstance(optimizer, int | str):
+            raise ValueError(f"optimizer={optimizer!r} must be an index or a class name")
         self.start_lr = start_lr
         self.end_lr = end_lr
         self.num_steps = num_steps
@@ -124,7 +134,9 @@ class LRRangeTest(Callback):
         self.num_val_batches = num_val_batches
         self.optimizer = optimizer
         self.apply = apply
-        checks.at_least("max_steps", max_steps, len(self.settings.rates))
+        num_rates = len(self.settings.rates)
+        if max_steps is not None and suggestion == "auto":
+            checks.at_least("max_steps", max_steps, num_rates + MIN_RUN_STEPS)
         self.result: LRRangeResult | None = None
         self.findings: tuple[Finding, ...] = ()
 
@@ -143,10 +155,20 @@ class LRRangeTest(Callback):
             momenta=(None,) if self.momenta is None else tuple(self.momenta),
             repeats=self.repeats,
             diverge_factor=self.diverge_factor,
-            max_steps=self.max_steps,
+            max_steps=max(300, num_steps + 200) if self.max_steps is None else self.max_steps,
             num_val_batches=self.num_val_batches,
             optimizer=self.optimizer,
         )
+
+    @property
+    def state_key(self) -> str:
+        """Tells two tests of one trainer apart, such as one for each optimizer."""
+        return self._generate_state_key(optimizer=self.optimizer, metric=self.metric)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget the fit before; a checkpoint is restored only after this."""
+        if stage == "fit":
+            self.result, self.findings = None, ()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Run the test; all states are restored and data are set up at this moment."""
@@ -162,7 +184,7 @@ class LRRangeTest(Callback):
             self.findings = _said(self.result)
             if self.apply and self.result.suggestion is not None:
                 self.findings += self._apply(trainer, pl_module, self.result.suggestion)
-            log_result(trainer, _CHECK, self.result)
+            log_result(trainer, self._name, self.result)
         report(trainer, self.findings)
         start_waiting(trainer, self)
 
@@ -175,10 +197,17 @@ class LRRangeTest(Callback):
         text = state_dict["result"]
         self.result = None if text is None else LRRangeResult.from_json(text)
 
+    @property
+    def _name(self) -> str:
+        """Name of files and tags; of its own where one optimizer or another metric is tested."""
+        own = [str(self.optimizer)] if self.optimizer is not None else []
+        own += [self.metric.replace("/", "_")] if self.metric != TRAIN_LOSS else []
+        return "_".join([_CHECK, *own])
+
     def _apply(self, trainer: Trainer, module: LightningModule, rate: float) -> tuple[Finding, ...]:
         rates = rates_of(trainer, self.optimizer)
         unknown = apply_learning_rate(trainer, rates, rate)
-        set_module_rate(module, rate, rates.base_rates)
+        set_module_rate(module, rate, rates)
         if not unknown:
             return ()
         kinds = ", ".join(sorted(set(unknown)))
@@ -238,16 +267,17 @@ def lr_range_test(
         True
     """
     callback = LRRangeTest(apply=False, **settings)
-    if apply and not _has_rate_attribute(model):
+    if apply and not rate_attributes(model):
         raise MisconfigurationException(
             "apply=True sets the module's attribute `lr` or `learning_rate` (or that of its "
             f"hparams), and {type(model).__name__} has none; read it in configure_optimizers."
         )
+    model = getattr(model, "_orig_mod", model)
     found: list[LRRangeResult] = []
-    bases: list[float] = []
+    bases: list[GroupRates] = []
 
     def work(trainer: Trainer, module: LightningModule) -> None:
-        bases.extend(rates_of(trainer, callback.optimizer).base_rates)
+        bases.append(rates_of(trainer, callback.optimizer))
         found.append(measure(trainer, module, callback.settings))
 
     try:
@@ -263,7 +293,9 @@ def lr_range_test(
         raise MisconfigurationException(f"The range test can't run here: {error}.") from error
     result = found[0]
     if apply and result.suggestion is not None:
-        set_module_rate(model, result.suggestion, bases)
+        doubt = set_module_rate(model, result.suggestion, bases[0])
+        if doubt is not None:
+            result = dataclasses.replace(result, findings=(*result.findings, _doubtful(doubt)))
     rank_zero_info(result.summary())
     return result
 
@@ -282,6 +314,7 @@ def _skipped(reason: str) -> Finding:
         code="lr_curve_not_measured",
         verdict="skip",
         message=f"Not measured: {reason}.",
+        hint="Run lr_range_test(trainer, model, ...) before a fit from the first step.",
     )
 
 
@@ -304,9 +337,11 @@ def _said(result: LRRangeResult) -> tuple[Finding, ...]:
     return (passed, *result.findings)
 
 
-def _has_rate_attribute(module: LightningModule) -> bool:
-    return any(
-        name in holder
-        for holder in (vars(module), module.hparams)
-        for name in ("lr", "learning_rate")
+def _doubtful(message: str) -> Finding:
+    return Finding(
+        check=_CHECK,
+        code="lr_not_applied",
+        verdict="warn",
+        message=message,
+        hint="Check that configure_optimizers makes the learning rate from this attribute.",
     )

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_tuning._trainer import logger, schedule
+from lightning_tuning._trainer.learning_rates import rates_of
 from lightning_tuning._trainer.report import report
 from lightning_tuning._trainer.schedule_length import refuse_endless, steps_left
 from lightning_tuning._trainer.schedule_start import others_start_later, range_result
 from lightning_tuning.findings import Finding
+from lightning_tuning.functional.lr_range_test import LRRangeResult
 from lightning_tuning.functional.one_cycle import OneCycleSchedule, one_cycle_schedule
 from lightning_tuning.functional.one_cycle_findings import cycle_findings, replaced_finding
 from lightning_tuning.plots import plot_one_cycle
@@ -232,11 +235,23 @@ class OneCycle(Callback):
         own = [float(group["lr"]) for group in self._attached.groups]
         tested = range_result(trainer)
         if self.max_lr is not None:
-            peaks = self.max_lr if isinstance(self.max_lr, list) else [self.max_lr] * len(own)
+            given = self.max_lr
+            peaks = list(given) if isinstance(given, Sequence) else [given] * len(own)
             unused = f" (the range test suggested {tested.suggestion:.3g})" if tested else ""
             return peaks, "max_lr" + unused
         if "max_lr" in self._restored:
             return list(self._restored["max_lr"]), "the checkpoint"
         if tested is not None:
-            return [tested.suggestion * lr / max(own) for lr in own], "the range test"
+            return self._peaks_of(tested, trainer), "the range test"
         return own, "the optimizer's own rate"
+
+    def _peaks_of(self, tested: LRRangeResult, trainer: Trainer) -> list[float]:
+        """Return the suggestion for the groups that were swept, in ratio; others keep their own."""
+        assert self._attached is not None
+        assert tested.suggestion is not None
+        swept = rates_of(trainer, tested.optimizer)
+        peaks = {
+            id(group): tested.suggestion * (base / swept.rate)
+            for group, base in zip(swept.groups, swept.base_rates, strict=True)
+        }
+        return [peaks.get(id(group), float(group["lr"])) for group in self._attached.groups]

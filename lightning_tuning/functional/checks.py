@@ -3,10 +3,26 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
 PerGroup = float | Sequence[float]
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a real number; True and False are not."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def sequence(name: str, value: object) -> None:
+    """Check for a list of values.
+
+    Raises:
+        ValueError: It is a single value, or text.
+    """
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise ValueError(f"{name}={value!r} must be a list of numbers")
 
 
 def steps(name: str, value: int) -> None:
@@ -35,7 +51,8 @@ def weight_decays(name: str, values: Sequence[float]) -> None:
     Raises:
         ValueError: There is none, or one is negative or not finite.
     """
-    if not values or not all(0 <= value < math.inf for value in values):
+    sequence(name, values)
+    if not values or not all(is_number(v) and 0 <= v < math.inf for v in values):
         raise ValueError(f"{name}={values!r} must be one or more numbers, none negative")
 
 
@@ -45,7 +62,7 @@ def fraction(name: str, value: float) -> None:
     Raises:
         ValueError: It does not lie between 0 and 1.
     """
-    if not 0 <= value <= 1:
+    if not is_number(value) or not 0 <= value <= 1:
         raise ValueError(f"{name}={value} must lie between 0 and 1: it is a fraction of the run")
 
 
@@ -65,7 +82,7 @@ def positive(name: str, value: float) -> None:
     Raises:
         ValueError: It is something else.
     """
-    if not 0 < value < math.inf:
+    if not is_number(value) or not 0 < value < math.inf:
         raise ValueError(f"{name}={value} must be a positive number")
 
 
@@ -76,7 +93,8 @@ def rates(name: str, value: PerGroup) -> None:
         ValueError: A rate is negative or not finite, or none is positive.
     """
     values = value if isinstance(value, Sequence) else (value,)
-    if not (all(0 <= rate < math.inf for rate in values) and any(values)):
+    numeric = all(is_number(rate) and 0 <= rate < math.inf for rate in values)
+    if not numeric or not any(values):
         raise ValueError(f"{name}={value} must be a positive learning rate, or one for each group")
 
 
@@ -87,7 +105,7 @@ def momenta(name: str, value: PerGroup) -> None:
         ValueError: One does not lie in [0, 1).
     """
     values = value if isinstance(value, Sequence) else (value,)
-    if not values or not all(0 <= momentum < 1 for momentum in values):
+    if not values or not all(is_number(m) and 0 <= m < 1 for m in values):
         raise ValueError(f"{name}={value} must be at least 0 and below 1")
 
 

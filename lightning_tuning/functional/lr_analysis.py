@@ -43,6 +43,7 @@ def analyse(
     num_steps: int | None = None,
     metric: str = "train_loss",
     metric_mode: MetricMode = "min",
+    optimizer: int | str | None = None,
 ) -> LRRangeResult:
     """Read the sweeps: choose the best setting, apply every rule, judge whether to trust them.
 
@@ -57,6 +58,7 @@ def analyse(
         num_steps: Steps that each sweep was to take; those taken by default.
         metric: Name of the metric.
         metric_mode: ``"min"`` where lower is better.
+        optimizer: The one optimizer that was swept.
 
     Example:
         >>> from lightning_tuning.functional.lr_range_test import sweep_rates
@@ -86,7 +88,8 @@ def analyse(
     if chosen is not None:
         lr_range = _useful_range(rates, sign * smoothed, chosen, trials)
         reached = repeats[0].rates
-        findings = at_border(chosen, ends or (reached[0], reached[-1]))
+        bounded = auto is not None and suggestion == "auto" and auto.bounded
+        findings = at_border(chosen, ends or (reached[0], reached[-1]), bounded=bounded)
         if auto is not None and not auto.learned and suggestion == "auto":
             findings.append(guessed(chosen, trials))
     else:
@@ -106,6 +109,7 @@ def analyse(
         trials=trials,
         metric=metric,
         metric_mode=metric_mode,
+        optimizer=optimizer,
         num_steps=sum(len(s.losses) for s in sweeps) + sum(len(t.losses) for t in trials),
         findings=tuple(findings),
     )

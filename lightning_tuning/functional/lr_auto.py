@@ -39,6 +39,8 @@ HOPE = 3.0
 """A run may hope for a gain of at least so many times the noise."""
 SHORTEST = 0.4
 """The last run may be as short as this part of :data:`RUN_STEPS`."""
+MIN_RUN_STEPS = int(SHORTEST * RUN_STEPS)
+"""So many steps must be left for ``auto`` to begin."""
 LEARNED = 0.5
 """Where every run gains less than this part of the noise, nothing was learned."""
 WELL_BELOW = 30.0
@@ -59,12 +61,14 @@ class AutoChoice:
         rate: The learning rate; None where no run learned and nothing diverged either.
         interval: The rates that the runs could not tell from it.
         learned: Whether a run's loss fell beyond noise; else the rate is a guess.
+        bounded: Whether higher rates than the sweep's last may be better.
         trials: The runs, by rate.
     """
 
     rate: float | None
     interval: Interval
     learned: bool
+    bounded: bool = False
     trials: tuple[LRTrial, ...]
 
 
@@ -236,6 +240,7 @@ class _Climb:
                 max(self._rate(high), rate * 10 ** (_QUARTER / 2)),
             ),
             learned=True,
+            bounded=not self._within(best + 1) or not self._within(best + PLACES),
             trials=trials,
         )
 
@@ -272,7 +277,7 @@ class _Climb:
     def _measure(self, place: int) -> bool:
         """Score one candidate; return False where too few steps are left."""
         steps = min(RUN_STEPS, self._left)
-        if steps < SHORTEST * RUN_STEPS:
+        if steps < MIN_RUN_STEPS:
             return False
         reference, hope = self._reference()
 

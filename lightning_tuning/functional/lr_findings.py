@@ -38,8 +38,15 @@ def unusable(losses: Curve, repeats: Sequence[LRSweep]) -> Finding | None:
             points=len(losses),
         )
     fall, deviations = deepest_fall(losses)
-    # rounding of float32 losses is noise too
-    if deviations <= SIGNIFICANT or fall <= 1e-6 * abs(float(losses[0])):
+    # less than float32 can tell apart
+    if fall <= 1e-6 * abs(float(losses[0])):
+        return _no_suggestion(
+            "lr_curve_flat",
+            f"The loss stays at {float(losses[0]):.6g} during the whole sweep.",
+            "Check that the weights get gradients and that the optimizer has them.",
+            fall=fall,
+        )
+    if deviations <= SIGNIFICANT:
         return _no_suggestion(
             "lr_curve_flat",
             f"The loss falls by {fall:.3g} during the sweep, {deviations:.1f} times the standard "
@@ -74,12 +81,18 @@ def guessed(chosen: float, trials: Sequence[LRTrial]) -> Finding:
     )
 
 
-def at_border(chosen: float, ends: Interval) -> list[Finding]:
-    """Warn where the answer may lie outside the sweep."""
+def at_border(chosen: float, ends: Interval, *, bounded: bool) -> list[Finding]:
+    """Warn where the answer may lie outside the sweep.
+
+    Args:
+        chosen: The suggestion.
+        ends: Lowest and highest rate of the sweep.
+        bounded: Whether the search was stopped by the highest.
+    """
     start, end = ends
     # the rules leave out the first tenth of the sweep
     lowest, highest = start * (end / start) ** 0.12, end / 3
-    if lowest < chosen < highest:
+    if lowest < chosen < highest and not bounded:
         return []
     argument, direction = ("start_lr", "lower") if chosen <= lowest else ("end_lr", "raise")
     return [

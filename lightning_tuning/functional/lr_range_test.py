@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from lightning_tuning.findings import Finding
+from lightning_tuning.functional import checks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,12 +47,12 @@ def sweep_rates(start_lr: float, end_lr: float, num_steps: int, mode: Mode) -> t
         >>> [round(rate, 6) for rate in sweep_rates(1e-5, 1e-2, 10, "exponential")][::3]
         [1e-05, 0.0001, 0.001, 0.01]
     """
-    if not 0 < start_lr < end_lr < math.inf:
+    numeric = checks.is_number(start_lr) and checks.is_number(end_lr)
+    if not numeric or not 0 < start_lr < end_lr < math.inf:
         raise ValueError(
             f"start_lr={start_lr!r} and end_lr={end_lr!r} must be positive, the first the smaller"
         )
-    if num_steps < MIN_POINTS:
-        raise ValueError(f"num_steps={num_steps!r} must be at least {MIN_POINTS}")
+    checks.at_least("num_steps", num_steps, MIN_POINTS)
     if mode not in ("exponential", "linear"):
         raise ValueError(f"mode={mode!r} must be 'exponential' or 'linear'")
     parts = [step / (num_steps - 1) for step in range(num_steps)]
@@ -142,6 +143,7 @@ class LRRangeResult:
         trials: The confirmation runs of ``auto``.
         metric: Name of the metric.
         metric_mode: ``"min"`` or ``"max"``.
+        optimizer: The one optimizer that was swept, by index or class name; None for all.
         num_steps: Training steps spent in all.
         findings: What there is to say about it.
     """
@@ -160,6 +162,7 @@ class LRRangeResult:
     trials: tuple[LRTrial, ...] = ()
     metric: str = "train_loss"
     metric_mode: MetricMode = "min"
+    optimizer: int | str | None = None
     num_steps: int = 0
     findings: tuple[Finding, ...] = ()
 

@@ -9,6 +9,7 @@ from torch.optim import lr_scheduler as schedulers
 from lightning_tuning._trainer.learning_rates import (
     GroupRates,
     apply_learning_rate,
+    rate_attributes,
     rates_of,
     set_module_rate,
 )
@@ -186,6 +187,19 @@ def test_tensor_rates_are_filled_in_place():
     assert rate == 0.25
 
 
+class OwnFormula(torch.optim.lr_scheduler.LRScheduler):
+    """Computes the rate from a peak of its own, whatever ``base_lrs`` say."""
+
+    def get_lr(self):
+        return [0.3 / (self.last_epoch + 1) for _ in self.base_lrs]
+
+
+def test_a_scheduler_with_a_formula_of_its_own_is_named():
+    apply = Apply(0.5)
+    fit(Classifier(optimizer=sgd(), scheduler=OwnFormula), apply)
+    assert apply.unknown == ["OwnFormula"]
+
+
 class WithRate(Classifier):
     def __init__(self, lr=0.1, backbone_lr=0.01):
         super().__init__(optimizer=sgd(lr))
@@ -193,18 +207,54 @@ class WithRate(Classifier):
         self.lr = lr
 
 
+def rates(*values, others=()):
+    """Rates of optimizers with one group each."""
+    made = [sgd(lr)([torch.nn.Parameter(torch.ones(1))]) for lr in (*values, *others)]
+    return GroupRates(made[: len(values)], others=made[len(values) :])
+
+
 def test_the_module_attribute_and_hparams_are_set():
     module = WithRate()
-    assert set_module_rate(module, 0.5, [0.1])
+    assert set_module_rate(module, 0.5, rates(0.1)) is None
     assert (module.lr, module.hparams["lr"]) == (0.5, 0.5)
     assert module.hparams["backbone_lr"] == 0.01
 
 
 def test_an_attribute_that_matches_a_smaller_group_keeps_its_ratio():
     module = WithRate(lr=0.01)
-    set_module_rate(module, 0.5, [0.1, 0.01])
+    set_module_rate(module, 0.5, rates(0.1, 0.01))
     assert module.lr == pytest.approx(0.05)
 
 
+def test_an_attribute_from_which_the_rate_is_computed_is_scaled_with_doubt():
+    module = WithRate(lr=0.1)
+    doubt = set_module_rate(module, 0.8, rates(0.4))
+    assert module.lr * 4 == pytest.approx(0.8)
+    assert "lr=0.1" in doubt
+
+
+def test_the_rate_of_an_optimizer_that_was_not_swept_is_left_alone():
+    module = WithRate(lr=0.1)
+    assert set_module_rate(module, 0.5, rates(0.001, others=(0.1,))) is None
+    assert module.lr == 0.1
+
+
+def test_a_property_is_set_through_its_setter():
+    class WithProperty(Classifier):
+        inner = 0.1
+
+        @property
+        def lr(self):
+            return self.inner
+
+        @lr.setter
+        def lr(self, value):
+            self.inner = value
+
+    module = WithProperty()
+    set_module_rate(module, 0.5, rates(0.1))
+    assert module.inner == 0.5
+
+
 def test_without_an_attribute_there_is_nothing_to_set():
-    assert not set_module_rate(Classifier(), 0.5)
+    assert rate_attributes(Classifier()) == []

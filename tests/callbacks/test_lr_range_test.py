@@ -8,6 +8,7 @@ import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
@@ -411,6 +412,78 @@ def test_one_cycle_takes_the_suggestion(reverse, apply):
     assert cycle.result.max_lr == (test.result.suggestion,)
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+def test_one_cycle_leaves_the_optimizer_that_was_not_swept(reverse):
+    test, cycle = LRRangeTest(num_steps=40, optimizer="AdamW"), OneCycle()
+    fit(Manual(), *([cycle, test] if reverse else [test, cycle]))
+    assert cycle.result.max_lr == (0.1, test.result.suggestion)
+
+
+def test_two_tests_in_one_trainer(tmp_path):
+    tests = [LRRangeTest(num_steps=30, suggestion="valley", optimizer=i) for i in (0, 1)]
+    trainer = fit(Manual(), *tests, logger=CSVLogger(tmp_path))
+    assert [test.result.optimizer for test in tests] == [0, 1]
+    written = {path.name for path in (tmp_path / "lightning_logs" / "version_0").iterdir()}
+    assert {"lr_range_test_0.json", "lr_range_test_1.json"} <= written
+    assert trainer.global_step > 0
+
+
+def test_a_scheduled_accumulation_is_measured():
+    calls = []
+    fit(
+        Calls(calls, optimizer=sgd()),
+        GradientAccumulationScheduler({0: 4}),
+        LRRangeTest(num_steps=12, end_lr=1e-3, suggestion="valley", apply=False),
+        limit_train_batches=4,
+    )
+    assert [kind for kind, _ in calls].count("train") == 12 * 4 + 4
+
+
+class SetsItsOwnRate(Classifier):
+    def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure=None):
+        optimizer.param_groups[0]["lr"] = 0.01
+        optimizer.step(closure=optimizer_closure)
+
+
+def test_a_module_that_sets_the_rate_itself_is_not_measured():
+    test = LRRangeTest()
+    fit(SetsItsOwnRate(optimizer=sgd()), test)
+    assert [f.code for f in test.findings] == ["lr_curve_not_measured"]
+    assert "itself" in test.findings[0].message
+
+
+def test_auto_says_when_the_sweep_ends_too_low():
+    test = LRRangeTest(end_lr=1e-2)
+    fit(Classifier(optimizer=sgd()), test)
+    assert "lr_at_sweep_border" in [f.code for f in test.findings]
+
+
+def test_a_fit_that_is_not_measured_forgets_the_result_before():
+    test = LRRangeTest(num_steps=30)
+    fit(Classifier(optimizer=sgd()), test)
+    fit(SetsItsOwnRate(optimizer=sgd()), test)
+    assert test.result is None
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"weight_decays": 0.01},
+        {"momenta": 0.9},
+        {"momenta": ["a"]},
+        {"num_steps": 60.0},
+        {"start_lr": "1e-7"},
+        {"diverge_factor": None},
+        {"optimizer": 1.5},
+        {"metric": None},
+        {"num_steps": 300, "max_steps": 310},
+    ],
+)
+def test_a_wrong_type_gives_one_clear_error(wrong):
+    with pytest.raises(ValueError, match=f"{list(wrong)[-1]}="):
+        LRRangeTest(**wrong)
+
+
 # -------------------------------------------------------------------------------------- reporting
 
 
@@ -515,6 +588,39 @@ def test_the_persons_callbacks_and_loggers_see_nothing_of_it(tmp_path):
     assert list(tmp_path.iterdir()) == []
     assert isinstance(trainer.callbacks[0], Spy)
     assert isinstance(trainer.logger, TensorBoardLogger)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_a_true_precision_leaves_the_module_as_it_was(precision):
+    module = Classifier(optimizer=sgd())
+    before = copy.deepcopy(module.state_dict())
+    lr_range_test(trainer_for(precision=precision), module, learnable(), held_out())
+    for name, value in module.state_dict().items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, before[name])
+
+
+def test_the_modules_own_callbacks_see_nothing_of_it(tmp_path):
+    class WithCheckpoint(Classifier):
+        def configure_callbacks(self):
+            return [checkpoint]
+
+    checkpoint = ModelCheckpoint()
+    trainer = trainer_for(logger=CSVLogger(tmp_path), enable_checkpointing=True)
+    module, data = WithCheckpoint(optimizer=sgd()), learnable()
+    lr_range_test(trainer, module, data, held_out())
+    assert checkpoint.dirpath is None
+    trainer.fit(module, data, held_out())
+    assert checkpoint.dirpath.startswith(trainer.log_dir)
+
+
+def test_an_attribute_that_is_no_rate_of_the_optimizer_is_doubted():
+    class Ignores(WithRate):
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=5e-4)
+
+    result = lr_range_test(trainer_for(), Ignores(), learnable(), held_out(), apply=True)
+    assert "lr_not_applied" in [f.code for f in result.findings]
 
 
 def test_a_data_module():

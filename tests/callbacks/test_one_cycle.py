@@ -493,7 +493,9 @@ class FakeRangeTest(Callback):
     def on_train_start(self, trainer, pl_module):
         groups = trainer.optimizers[0].param_groups
         self.seen = [(group["lr"], group["momentum"]) for group in groups]
-        self.result = types.SimpleNamespace(suggestion=self.suggestion, lr_range=(0.1, 1.0))
+        self.result = types.SimpleNamespace(
+            suggestion=self.suggestion, lr_range=(0.1, 1.0), optimizer=None
+        )
         if self.apply and self.suggestion is not None:
             largest = max(group["lr"] for group in groups)
             for group in groups:
