@@ -92,7 +92,8 @@ def test_it_constructs_with_each_documented_argument(entry):
     entry.cls()
     for parameter in parameters_of(entry.cls):
         if parameter.default is not parameter.empty:
-            entry.cls(**{**entry.settings, parameter.name: parameter.default})
+            made = entry.cls(**{**entry.settings, parameter.name: parameter.default})
+            assert getattr(made, parameter.name) == parameter.default
 
 
 @each
@@ -246,7 +247,7 @@ QUIET = [
 ]
 
 
-def made_by(cli, entry):
+def assert_made_by(cli, entry):
     [callback] = [c for c in cli.trainer.callbacks if type(c) is entry.cls]
     assert all(getattr(callback, name) == value for name, value in entry.settings.items())
     fit(cli.trainer, cli.model)
@@ -258,7 +259,7 @@ def made_by(cli, entry):
 def test_the_command_line_takes_it(entry, module):
     settings = [f"--trainer.callbacks.{k}={json.dumps(v)}" for k, v in entry.settings.items()]
     name = module + entry.cls.__name__
-    made_by(command_line(*QUIET, f"--trainer.callbacks+={name}", *settings), entry)
+    assert_made_by(command_line(*QUIET, f"--trainer.callbacks+={name}", *settings), entry)
 
 
 @each
@@ -267,7 +268,7 @@ def test_a_yaml_file_takes_it(entry, tmp_path):
     config = {"trainer": {"callbacks": [{"class_path": path, "init_args": entry.settings}]}}
     file = tmp_path / "config.yaml"
     file.write_text(json.dumps(config))  # JSON is YAML
-    made_by(command_line(*QUIET, f"--config={file}"), entry)
+    assert_made_by(command_line(*QUIET, f"--config={file}"), entry)
 
 
 # ---------------------------------------------------------------------------------- two processes

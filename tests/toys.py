@@ -1,7 +1,7 @@
 """Small modules and data that tests share."""
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -115,3 +115,14 @@ class WithOwnScheduler(Classifier):
 
     def lr_scheduler_step(self, scheduler, metric):
         scheduler.step()
+
+
+class Rates(Callback):
+    """Notes the rates of all groups at every step."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        groups = [group for o in trainer.optimizers for group in o.param_groups]
+        self.seen.append([float(group["lr"]) for group in groups])

@@ -13,7 +13,7 @@ from lightning_tuning._trainer.learning_rates import (
     rates_of,
     set_module_rate,
 )
-from tests.toys import Classifier, Manual, OwnScheduler, WithOwnScheduler, loader
+from tests.toys import Classifier, Manual, OwnScheduler, Rates, WithOwnScheduler, loader
 
 
 def sgd(lr=0.1):
@@ -29,17 +29,6 @@ class Apply(Callback):
     def on_train_start(self, trainer, pl_module):
         rates = rates_of(trainer, self.which)
         self.unknown = apply_learning_rate(trainer, rates, self.rate)
-
-
-class Rates(Callback):
-    """Notes the rates of all groups at every step."""
-
-    def __init__(self):
-        self.seen = []
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        groups = [group for o in trainer.optimizers for group in o.param_groups]
-        self.seen.append([float(group["lr"]) for group in groups])
 
 
 def fit(module, *callbacks):

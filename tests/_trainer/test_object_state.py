@@ -120,7 +120,10 @@ def test_arrays_and_tensors_in_place():
 def test_read_only_arrays():
     table = np.zeros(2)
     table.flags.writeable = False
-    ObjectState([Holder(table=table)]).restore()
+    state, holder = ObjectState([Holder(table=table)]), Holder(table=table)
+    state.restore()
+    assert holder.table is table
+    assert table.tolist() == [0.0, 0.0]
 
 
 def test_array_made_read_only_meanwhile():
@@ -152,7 +155,12 @@ def test_generators(make, draw):
 
 
 def test_generator_of_the_system_has_no_state():
-    ObjectState([random.SystemRandom()]).restore()
+    system = random.SystemRandom()
+    holder = Holder(source=system, count=1)
+    state = ObjectState([holder])
+    holder.count = 2
+    state.restore()
+    assert (holder.source, holder.count) == (system, 1)
 
 
 def test_data_are_not_copied_but_small_tables_are(monkeypatch):

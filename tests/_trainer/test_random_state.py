@@ -62,4 +62,5 @@ def test_reseed_with_the_largest_seed():
     state = get_random_state()
     torch.manual_seed(2**64 - 2)
     reseed(5)
+    assert torch.initial_seed() != 2**64 - 2
     set_random_state(state)

@@ -62,8 +62,10 @@ def test_results_of_a_graph():
     assert result.requires_grad
 
 
-def test_nothing():
-    TensorState([]).restore()
+def test_without_tensors_there_is_nothing_to_keep():
+    state = TensorState([])
+    state.restore()
+    assert state._saved == []
 
 
 def test_no_room_on_the_device(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_tuning import LRRangeResult, LRRangeTest, OneCycle, lr_range_test
 from tests.processes import run_on_ranks
-from tests.toys import Classifier, Manual, OwnScheduler, WithOwnScheduler
+from tests.toys import Classifier, Manual, OwnScheduler, Rates, WithOwnScheduler
 
 
 def sgd(lr=0.123, **settings):
@@ -51,17 +51,6 @@ def fit(module, *callbacks, data=None, **settings):
     trainer = trainer_for(*callbacks, **settings)
     trainer.fit(module, learnable() if data is None else data, held_out())
     return trainer
-
-
-class Rates(Callback):
-    """Notes the rate of every group at every batch."""
-
-    def __init__(self):
-        self.seen = []
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        groups = [group for o in trainer.optimizers for group in o.param_groups]
-        self.seen.append([float(group["lr"]) for group in groups])
 
 
 class Calls(Classifier):

@@ -326,7 +326,10 @@ def test_amp_may_skip_the_very_first_step_without_torchs_warning():
             return loss * float("inf") if self.global_step == 0 else loss
 
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
-    fit(First(), OneCycle(0.2), plugins=MixedPrecision("16-mixed", "cpu", scaler=scaler))
+    callback = OneCycle(0.2)
+    # torch's warning would be an error here
+    trainer = fit(First(), callback, plugins=MixedPrecision("16-mixed", "cpu", scaler=scaler))
+    assert callback.result.total_steps == trainer.global_step
 
 
 # ------------------------------------------------------------------------------------- the length
