@@ -8,7 +8,6 @@ from typing import Any, cast
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import (
     ChainedScheduler,
@@ -18,9 +17,8 @@ from torch.optim.lr_scheduler import (
     SequentialLR,
 )
 
+from lightning_tuning._trainer.groups import base_rate, write, write_momentum
 from lightning_tuning._trainer.schedule import ClosedFormLR
-
-Group = dict[str, Any]
 
 
 class GroupRates:
@@ -53,8 +51,8 @@ class GroupRates:
             for scheduler in cyclic
             for group, peak in zip(scheduler.optimizer.param_groups, scheduler.max_lrs, strict=True)
         }
-        self.base_rates = [peaks.get(id(group), _base_rate(group)) for group in self.groups]
-        self.other_rates = [_base_rate(group) for o in others for group in o.param_groups]
+        self.base_rates = [peaks.get(id(group), base_rate(group)) for group in self.groups]
+        self.other_rates = [base_rate(group) for o in others for group in o.param_groups]
         self.rate = max(self.base_rates, default=0.0)
         if not self.rate > 0:
             raise MisconfigurationException(
@@ -90,11 +88,7 @@ class GroupRates:
             MisconfigurationException: An optimizer has neither.
         """
         for group in self.groups:
-            if "betas" in group:
-                group["betas"] = (value, *group["betas"][1:])
-            elif "momentum" in group:
-                group["momentum"] = value
-            else:
+            if not write_momentum(group, value):
                 raise MisconfigurationException(
                     f"momenta={value!r} needs optimizers with momentum or betas; "
                     f"{_names(self.optimizers)} has neither."
@@ -198,18 +192,6 @@ def _write_attribute(holder: Any, name: str, value: float) -> None:
 
 def _among(value: float, rates: Sequence[float]) -> bool:
     return any(math.isclose(value, rate) for rate in rates)
-
-
-def write(group: Group, key: str, value: float) -> None:
-    """Set an entry of a parameter group; a tensor (capturable optimizers) is filled in place."""
-    if isinstance(group.get(key), Tensor):
-        group[key].fill_(value)
-    else:
-        group[key] = value
-
-
-def _base_rate(group: Group) -> float:
-    return float(next(group[key] for key in ("max_lr", "initial_lr", "lr") if key in group))
 
 
 def _scale_scheduler(scheduler: object, rate: float, base: float) -> list[str]:

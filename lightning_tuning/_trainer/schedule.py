@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from lightning_tuning._trainer.groups import base_rate, write, write_momentum
 from lightning_tuning._trainer.schedule_start import callbacks_of
 
 Values = Sequence[tuple[float, float | None]]
@@ -69,19 +70,9 @@ class ClosedFormLR(LRScheduler):
         assert self.schedule is not None
         values = self.schedule(self.last_epoch)
         for group, (lr, momentum) in zip(self.optimizer.param_groups, values, strict=False):
-            group["lr"] = _set(group["lr"], lr)
-            if momentum is None:
-                continue
-            if "betas" in group:
-                beta1, *others = group["betas"]
-                group["betas"] = (_set(beta1, momentum), *others)
-            else:
-                group["momentum"] = _set(group["momentum"], momentum)
-
-
-def _set(old: Any, new: float) -> Any:
-    """Return the new value; a tensor (capturable, compiled optimizers) is written in place."""
-    return old.fill_(new) if isinstance(old, torch.Tensor) else new
+            write(group, "lr", lr)
+            if momentum is not None:
+                write_momentum(group, momentum)
 
 
 @dataclasses.dataclass
@@ -224,9 +215,8 @@ def _refuse_or_drop_schedulers(trainer: Trainer, name: str, replace: bool) -> tu
         )
     for config in configs:
         for group in config.scheduler.optimizer.param_groups:
-            # undo what its constructor did; OneCycleLR alone writes its peak as "max_lr"
-            rate = group.get("max_lr", group.get("initial_lr", group["lr"]))
-            group["lr"] = _set(group["lr"], float(rate))
+            # undo what its constructor did
+            write(group, "lr", base_rate(group))
     configs.clear()
     return names
 
