@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Literal
 
 Verdict = Literal["pass", "warn", "fail", "skip"]
@@ -82,14 +82,3 @@ class Finding:
             for name, value in self.evidence.items()
         }
         return {**dataclasses.asdict(self), "evidence": evidence}
-
-
-def worst(findings: Iterable[Finding]) -> Verdict:
-    """Return the gravest verdict: fail, then warn, then skip, then pass.
-
-    Example:
-        >>> worst([])
-        'pass'
-    """
-    order: tuple[Verdict, ...] = ("pass", "skip", "warn", "fail")
-    return max((f.verdict for f in findings), key=order.index, default="pass")

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.exceptions import _TunerExitException
 from lightning_tuning._trainer.object_state import ObjectState
 from lightning_tuning._trainer.random_state import kept_random_state
 from lightning_tuning._trainer.schedule_length import accumulation
+from lightning_tuning._trainer.snapshot import ParameterFields
 from lightning_tuning._trainer.tensor_state import TensorState
 
 
@@ -39,7 +40,7 @@ def run_before_fit(
     probe = _AtTrainStart(work)
     trainer_state = _TrainerState(trainer)
     tensors = TensorState([*model.parameters(), *model.buffers()])
-    flags = [(p, p.requires_grad, p.grad, p.data) for p in model.parameters()]
+    memory = [(p, p.data, ParameterFields(p)) for p in model.parameters()]
     sources = [train_dataloaders, val_dataloaders, datamodule]
     objects = ObjectState([model], data=sources, skip=[*model.parameters(), *model.buffers()])
     with kept_random_state():
@@ -53,11 +54,10 @@ def run_before_fit(
         finally:
             trainer_state.restore()
             objects.restore()
-            for parameter, requires_grad, grad, data in flags:
+            for parameter, data, fields in memory:
                 # a true half precision, or another device, gives the parameter other memory
                 parameter.data = data
-                parameter.requires_grad_(requires_grad)
-                parameter.grad = grad
+                fields.restore()
             tensors.restore()
     if not probe.called:
         raise MisconfigurationException(

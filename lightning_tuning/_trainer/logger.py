@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers.logger import DummyLogger
 
-from lightning_tuning._trainer.report import run_folder
+from lightning_tuning._trainer.report import experiments, run_folder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -15,22 +14,13 @@ if TYPE_CHECKING:
 
 def takes_figures(trainer: Trainer) -> bool:
     """Whether a logger of this process takes figures, so that drawing one is worth it."""
-    return bool(_experiments(trainer))
+    return bool(experiments(trainer, "add_figure"))
 
 
 def log_figure(trainer: Trainer, tag: str, figure: Figure, step: int = 0) -> None:
     """Give the figure to every logger that takes figures; rank zero only."""
-    for experiment in _experiments(trainer):
+    for experiment in experiments(trainer, "add_figure"):
         experiment.add_figure(tag, figure, global_step=step)
-
-
-def _experiments(trainer: Trainer) -> list[Any]:
-    if not trainer.is_global_zero:
-        return []
-    # the stand-in of fast_dev_run answers to every name
-    loggers = [logger for logger in trainer.loggers if not isinstance(logger, DummyLogger)]
-    experiments = [getattr(logger, "experiment", None) for logger in loggers]
-    return [experiment for experiment in experiments if hasattr(experiment, "add_figure")]
 
 
 def log_result(trainer: Trainer, check: str, result: PlottableResult) -> None:

@@ -28,7 +28,7 @@ def report(trainer: Trainer, findings: Sequence[Finding]) -> None:
     if folder is None or not findings:
         return
     _add_to_file(folder / FINDINGS_FILE, findings)
-    for experiment in _experiments(trainer, "add_text"):
+    for experiment in experiments(trainer, "add_text"):
         check = findings[0].check
         experiment.add_text(f"{check}/findings", as_table(findings), trainer.global_step)
 
@@ -64,7 +64,10 @@ def real_loggers(trainer: Trainer) -> list[Any]:
     return [logger for logger in trainer.loggers if not isinstance(logger, DummyLogger)]
 
 
-def _experiments(trainer: Trainer, method: str) -> list[Any]:
+def experiments(trainer: Trainer, method: str) -> list[Any]:
+    """Return what the loggers write to, where it knows ``method``; nothing but on rank zero."""
+    if not trainer.is_global_zero:
+        return []
     found = [getattr(logger, "experiment", None) for logger in real_loggers(trainer)]
     return [experiment for experiment in found if callable(getattr(experiment, method, None))]
 

@@ -43,7 +43,7 @@ class Snapshot:
         )
         parameters = list({id(p): p for p in (*module.parameters(), *optimized)}.values())
         tensors = [*parameters, *module.buffers()]
-        self._parameters = [_ParameterFields(parameter) for parameter in parameters]
+        self._parameters = [ParameterFields(parameter) for parameter in parameters]
         self._grads_enabled = torch.is_grad_enabled()
         self._tensors = TensorState(tensors)
         self._grads = TensorState(p.grad for p in parameters if p.grad is not None)
@@ -81,8 +81,12 @@ class Snapshot:
         set_random_state(self._random)
 
 
-class _ParameterFields:
-    """What a parameter holds besides its numbers: the gradient, the hooks."""
+class ParameterFields:
+    """What a parameter holds besides its numbers: the gradient, the hooks.
+
+    Args:
+        parameter: The parameter to remember.
+    """
 
     def __init__(self, parameter: nn.Parameter) -> None:
         self._parameter = parameter
@@ -91,6 +95,7 @@ class _ParameterFields:
         self._hooks = [dict(hooks or {}) for hooks in _hooks(parameter)]
 
     def restore(self) -> None:
+        """Put them back."""
         self._parameter.requires_grad_(self._requires_grad)
         self._parameter.grad = self._grad
         for hooks, kept in zip(_hooks(self._parameter), self._hooks, strict=True):

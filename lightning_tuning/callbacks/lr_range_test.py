@@ -26,6 +26,7 @@ from lightning_tuning._trainer.schedule_start import start_waiting
 from lightning_tuning.findings import Finding
 from lightning_tuning.functional import checks
 from lightning_tuning.functional.lr_auto import MIN_RUN_STEPS
+from lightning_tuning.functional.lr_findings import doubtful, overruled, said, skipped
 from lightning_tuning.functional.lr_range_test import (
     LRRangeResult,
     MetricMode,
@@ -179,9 +180,9 @@ class LRRangeTest(Callback):
             except CannotProbeError as error:
                 reason = str(error)
         if reason is not None or self.result is None:
-            self.findings = (_skipped(str(reason)),)
+            self.findings = (skipped(str(reason)),)
         else:
-            self.findings = _said(self.result)
+            self.findings = said(self.result)
             if self.apply and self.result.suggestion is not None:
                 self.findings += self._apply(trainer, pl_module, self.result.suggestion)
             log_result(trainer, self._name, self.result)
@@ -210,20 +211,9 @@ class LRRangeTest(Callback):
         set_module_rate(module, rate, rates)
         if not unknown:
             return ()
-        kinds = ", ".join(sorted(set(unknown)))
-        message = f"The scheduler {kinds} can't be told of the learning rate {rate:.2e}"
-        hint = "Build it from the suggested rate, or use OneCycle instead."
-        rank_zero_warn(f"{message} and may overwrite it. {hint}")
-        return (
-            Finding(
-                check=_CHECK,
-                code="lr_not_applied",
-                verdict="warn",
-                message=f"{message}.",
-                hint=hint,
-                evidence={"schedulers": kinds, "lr": rate},
-            ),
-        )
+        finding = overruled(unknown, rate)
+        rank_zero_warn(f"{finding.message} {finding.hint}")
+        return (finding,)
 
 
 def lr_range_test(
@@ -267,12 +257,13 @@ def lr_range_test(
         True
     """
     callback = LRRangeTest(apply=False, **settings)
+    # what torch.compile returned holds the module, as trainer.fit knows
+    model = getattr(model, "_orig_mod", model)
     if apply and not rate_attributes(model):
         raise MisconfigurationException(
             "apply=True sets the module's attribute `lr` or `learning_rate` (or that of its "
             f"hparams), and {type(model).__name__} has none; read it in configure_optimizers."
         )
-    model = getattr(model, "_orig_mod", model)
     found: list[LRRangeResult] = []
     bases: list[GroupRates] = []
 
@@ -295,7 +286,7 @@ def lr_range_test(
     if apply and result.suggestion is not None:
         doubt = set_module_rate(model, result.suggestion, bases[0])
         if doubt is not None:
-            result = dataclasses.replace(result, findings=(*result.findings, _doubtful(doubt)))
+            result = dataclasses.replace(result, findings=(*result.findings, doubtful(doubt)))
     rank_zero_info(result.summary())
     return result
 
@@ -306,42 +297,3 @@ def _reason_to_skip(trainer: Trainer) -> str | None:
     if trainer.global_step > 0:
         return f"training goes on from step {trainer.global_step} with the learning rate it had"
     return None
-
-
-def _skipped(reason: str) -> Finding:
-    return Finding(
-        check=_CHECK,
-        code="lr_curve_not_measured",
-        verdict="skip",
-        message=f"Not measured: {reason}.",
-        hint="Run lr_range_test(trainer, model, ...) before a fit from the first step.",
-    )
-
-
-def _said(result: LRRangeResult) -> tuple[Finding, ...]:
-    """Return the result's findings, and the suggestion as one."""
-    if result.suggestion is None or result.lr_range is None:
-        return result.findings
-    passed = Finding(
-        check=_CHECK,
-        code="lr_suggested",
-        verdict="pass",
-        message=f"{result.summary()}.",
-        evidence={
-            "suggestion": result.suggestion,
-            "lowest_useful": result.lr_range[0],
-            "highest_stable": result.lr_range[1],
-            "steps": result.num_steps,
-        },
-    )
-    return (passed, *result.findings)
-
-
-def _doubtful(message: str) -> Finding:
-    return Finding(
-        check=_CHECK,
-        code="lr_not_applied",
-        verdict="warn",
-        message=message,
-        hint="Check that configure_optimizers makes the learning rate from this attribute.",
-    )

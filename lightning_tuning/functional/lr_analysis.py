@@ -77,8 +77,9 @@ def analyse(
     uncertainty: dict[str, Interval] = {}
     reason = unusable(sign * losses, repeats)
     if reason is None:
-        suggestions = read_rules(rates, sign * losses, num_steps or len(rates))
-        uncertainty = _intervals(repeats, sign, suggestions, num_steps or len(rates))
+        planned = num_steps or len(rates)
+        suggestions = read_rules(rates, sign * losses, planned)
+        uncertainty = _intervals(repeats, sign, suggestions, planned)
     trials = auto.trials if auto is not None else ()
     if auto is not None and auto.rate is not None:
         suggestions["auto"], uncertainty["auto"] = auto.rate, auto.interval
@@ -188,7 +189,8 @@ def _intervals(
         low, high = 0.0, 100.0
     else:
         measured = sign * losses
-        residuals = capped(measured) - smooth(capped(measured))
+        cut = capped(measured)
+        residuals = cut - smooth(cut)
         random = np.random.default_rng(0)
         flipped = random.choice([0.0, 2.0], size=(_RESAMPLES, len(rates)))
         curves = list(measured - flipped * residuals)

@@ -6,7 +6,13 @@ from collections.abc import Sequence
 
 from lightning_tuning.findings import Finding, Scalar, Verdict
 from lightning_tuning.functional.lr_noise import deepest_fall
-from lightning_tuning.functional.lr_range_test import MIN_POINTS, Interval, LRSweep, LRTrial
+from lightning_tuning.functional.lr_range_test import (
+    MIN_POINTS,
+    Interval,
+    LRRangeResult,
+    LRSweep,
+    LRTrial,
+)
 from lightning_tuning.functional.lr_suggestion import Curve
 
 _CHECK = "lr_range_test"
@@ -106,6 +112,61 @@ def at_border(chosen: float, ends: Interval, *, bounded: bool) -> list[Finding]:
             evidence={"suggestion": chosen, "start_lr": start, "end_lr": end},
         )
     ]
+
+
+def skipped(reason: str) -> Finding:
+    """Say why nothing was measured."""
+    return Finding(
+        check=_CHECK,
+        code="lr_curve_not_measured",
+        verdict="skip",
+        message=f"Not measured: {reason}.",
+        hint="Run lr_range_test(trainer, model, ...) before a fit from the first step.",
+    )
+
+
+def said(result: LRRangeResult) -> tuple[Finding, ...]:
+    """Return the result's findings, and the suggestion as one."""
+    if result.suggestion is None or result.lr_range is None:
+        return result.findings
+    passed = Finding(
+        check=_CHECK,
+        code="lr_suggested",
+        verdict="pass",
+        message=f"{result.summary()}.",
+        evidence={
+            "suggestion": result.suggestion,
+            "lowest_useful": result.lr_range[0],
+            "highest_stable": result.lr_range[1],
+            "steps": result.num_steps,
+        },
+    )
+    return (passed, *result.findings)
+
+
+def doubtful(message: str) -> Finding:
+    """Warn that the module's attribute may not be where its rate comes from."""
+    return Finding(
+        check=_CHECK,
+        code="lr_not_applied",
+        verdict="warn",
+        message=message,
+        hint="Check that configure_optimizers makes the learning rate from this attribute.",
+    )
+
+
+def overruled(kinds: Sequence[str], rate: float) -> Finding:
+    """Warn that schedulers compute the rate with a formula of their own."""
+    names = ", ".join(sorted(set(kinds)))
+    return Finding(
+        check=_CHECK,
+        code="lr_not_applied",
+        verdict="warn",
+        message=f"The scheduler {names} can't be told of the learning rate {rate:.2e} and may "
+        "overwrite it.",
+        hint="Build it from the suggested rate, or use OneCycle instead.",
+        evidence={"schedulers": names, "lr": rate},
+    )
 
 
 def _no_suggestion(

@@ -612,6 +612,13 @@ def test_an_attribute_that_is_no_rate_of_the_optimizer_is_doubted():
     assert "lr_not_applied" in [f.code for f in result.findings]
 
 
+def test_the_function_sets_the_attribute_inside_a_compiled_module():
+    module = WithRate()
+    compiled = torch.compile(module, backend="eager")
+    result = lr_range_test(trainer_for(), compiled, learnable(), held_out(), apply=True)
+    assert module.hparams.lr == result.suggestion
+
+
 def test_a_data_module():
     class Data(LightningDataModule):
         def train_dataloader(self):
