@@ -22,7 +22,8 @@ from lightning_tuning._trainer.batches import (
 from lightning_tuning._trainer.errors import CannotProbeError
 from lightning_tuning._trainer.object_state import ObjectState
 from lightning_tuning._trainer.random_state import kept_random_state, reseed
-from lightning_tuning._trainer.snapshot import Shield, Snapshot, UninterruptedRestore
+from lightning_tuning._trainer.shards import UNTRIED_STRATEGIES
+from lightning_tuning._trainer.snapshot import Shield, Snapshot
 from lightning_tuning._trainer.steps import (
     LossRecorder,
     StepCounter,
@@ -30,8 +31,8 @@ from lightning_tuning._trainer.steps import (
     training_batch,
     validation_pass,
 )
+from lightning_tuning._trainer.uninterrupted import Uninterrupted
 
-_UNTRIED_STRATEGIES = ("DeepSpeedStrategy", "FSDPStrategy", "XLAStrategy", "XLAFSDPStrategy")
 _BATCHES_WITHOUT_STEP = 1000
 """So many batches in a row without an optimizer step or a loss end a run with an error."""
 
@@ -69,7 +70,7 @@ class Sandbox:
         self._batches = ProbeBatches(loader)
         self._snapshot = Snapshot(self.trainer, self.module)
         try:
-            with UninterruptedRestore():
+            with Uninterrupted():
                 self._shield = Shield(self.trainer, [self._recorder])
         except KeyboardInterrupt:
             self._shield.restore()
@@ -82,7 +83,7 @@ class Sandbox:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        with UninterruptedRestore():
+        with Uninterrupted():
             self._put_back()
 
     @property
@@ -97,7 +98,7 @@ class Sandbox:
             order: 0 repeats the data order and the random numbers of the first run; any other
                 number gives an independent order, the same for the same number.
         """
-        with UninterruptedRestore():
+        with Uninterrupted():
             self._put_back()
             self._shield = Shield(self.trainer, [self._recorder])
         self._order = order
@@ -229,7 +230,7 @@ class Sandbox:
 
 def _refuse_what_cannot_be_put_back(trainer: Trainer, module: LightningModule) -> None:
     strategy = type(trainer.strategy).__name__
-    if strategy in _UNTRIED_STRATEGIES:
+    if strategy in UNTRIED_STRATEGIES:
         raise CannotProbeError(f"steps under {strategy} can't be put back")
     if isinstance(trainer.fit_loop._data_fetcher, _DataLoaderIterDataFetcher):
         raise CannotProbeError("training_step(dataloader_iter) reads the data itself")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import signal
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +12,6 @@ from lightning.pytorch.loggers.logger import DummyLogger, Logger
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultCollection
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_tuning._trainer.batches import data_holders
@@ -22,6 +19,7 @@ from lightning_tuning._trainer.object_state import ObjectState
 from lightning_tuning._trainer.optimizer_state import OptimizerState
 from lightning_tuning._trainer.random_state import get_random_state, set_random_state
 from lightning_tuning._trainer.schedule_length import accumulation
+from lightning_tuning._trainer.shards import reshard
 from lightning_tuning._trainer.tensor_state import TensorState
 
 
@@ -37,7 +35,7 @@ class Snapshot:
         self._module = module
         self._model = trainer.strategy.model
         # after a sanity check the weights lie gathered, in tensors that are not the ones that count
-        _reshard(module)
+        reshard(module)
         optimized = (
             p for o in trainer.optimizers for group in o.param_groups for p in group["params"]
         )
@@ -68,7 +66,7 @@ class Snapshot:
 
     def restore(self) -> None:
         """Put everything back; may be called more than once."""
-        _reshard(self._module)
+        reshard(self._module)
         _forget_unfinished_backward(self._model)
         self._objects.restore()
         torch.set_grad_enabled(self._grads_enabled)
@@ -178,38 +176,9 @@ class _SilentLogger(DummyLogger):
         return self._logger.log_dir
 
 
-class UninterruptedRestore:
-    """Holds Ctrl-C back until everything is in its place again."""
-
-    def __enter__(self) -> None:
-        self._pressed = False
-        self._handler = None
-        if threading.current_thread() is threading.main_thread():
-            # None: a handler that is not Python's own, and can't be put back
-            self._handler = signal.getsignal(signal.SIGINT)
-            if self._handler is not None:
-                signal.signal(signal.SIGINT, self._remember)
-
-    def __exit__(self, *_: object) -> None:
-        if self._handler is not None:
-            signal.signal(signal.SIGINT, self._handler)
-            if self._pressed:
-                signal.raise_signal(signal.SIGINT)
-
-    def _remember(self, *_: object) -> None:
-        self._pressed = True
-
-
 def _reset_entries(owner: Any, entries: dict[str, Any]) -> None:
     vars(owner).clear()
     vars(owner).update(entries)
-
-
-def _reshard(module: nn.Module) -> None:
-    """Free the gathered weights that an interrupted step of FSDP2 leaves behind."""
-    for child in module.modules():
-        if isinstance(child, FSDPModule):
-            child.reshard()
 
 
 def _forget_unfinished_backward(model: nn.Module | None) -> None:

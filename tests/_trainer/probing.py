@@ -11,6 +11,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from lightning_tuning._trainer.sandbox import Sandbox
+from lightning_tuning._trainer.shards import reshard
 
 
 def use_everything(box):
@@ -87,6 +88,8 @@ def run_fit(program, folder, *callbacks, ckpt_path=None, save_all=False, **setti
 
 def outcome(trainer, module, folder):
     """All that a fit leaves: weights, optimizers, generators, counters, metrics, files."""
+    # whether FSDP2 still holds gathered weights beside the shards is not what training leaves
+    reshard(module)
     return {
         "seen": [list(ids) for ids in getattr(module, "seen", [])],
         "logged": dict(trainer.logged_metrics),

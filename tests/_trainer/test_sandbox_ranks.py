@@ -137,8 +137,12 @@ class Sharded(Net):
 
 def fsdp(**settings):
     def program():
+        # left to itself, the strategy takes all ranks for tensor parallelism and shards nothing
         strategy = ModelParallelStrategy(
-            process_group_backend="gloo", save_distributed_checkpoint=False
+            data_parallel_size=2,
+            tensor_parallel_size=1,
+            process_group_backend="gloo",
+            save_distributed_checkpoint=False,
         )
         return Sharded(), rank_data(), {"devices": 2, "strategy": strategy} | settings
 
