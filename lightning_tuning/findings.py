@@ -25,6 +25,13 @@ CODES: frozenset[str] = frozenset(
         "schedule_resolved",
         "schedule_replaced",
         "schedule_length_changed",
+        # the average of the weights
+        "ema_half_life",
+        "ema_not_started",
+        "ema_started_from_weights",
+        "ema_not_judging",
+        "ema_not_both",
+        "batch_norm_recalibrated",
     }
 )
 """Every code a finding may carry, one spelling each."""

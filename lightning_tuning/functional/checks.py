@@ -66,6 +66,16 @@ def fraction(name: str, value: float) -> None:
         raise ValueError(f"{name}={value} must lie between 0 and 1: it is a fraction of the run")
 
 
+def decay_below_one(name: str, value: float) -> None:
+    """Check the decay of a moving average.
+
+    Raises:
+        ValueError: It does not lie in [0, 1).
+    """
+    if not is_number(value) or not 0 <= value < 1:
+        raise ValueError(f"{name}={value!r} must be at least 0 and below 1")
+
+
 def choice(name: str, value: str, choices: Sequence[str]) -> None:
     """Check a choice between words.
 

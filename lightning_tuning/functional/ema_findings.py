@@ -1,0 +1,154 @@
+"""What there is to say about an average of weights."""
+
+from __future__ import annotations
+
+from lightning_tuning.findings import Finding
+from lightning_tuning.functional.ema import warmup_steps
+
+_CHECK = "ema"
+
+
+def half_life_finding(
+    half_life: float, length: float | None, *, unit: str, decay: float, warmup: bool
+) -> Finding:
+    """Compare the half-life of an average with the length of the fit.
+
+    Args:
+        half_life: In ``unit``.
+        length: Of the whole fit, in ``unit``; None if nobody knows it.
+        unit: ``"optimizer steps"`` or ``"batches"``.
+        decay: The decay of one of them.
+        warmup: Whether early averages follow the weights.
+
+    Example:
+        >>> finding = half_life_finding(
+        ...     693.0, 200, unit="optimizer steps", decay=0.999, warmup=False
+        ... )
+        >>> finding.verdict
+        'warn'
+    """
+    evidence = {"half_life": half_life, "length": length, "decay": decay, "warmup": warmup}
+    what = f"The half-life of the average is {half_life:.3g} {unit} (decay {decay:.6g})"
+    if length is None:
+        return Finding(
+            check=_CHECK,
+            code="ema_half_life",
+            verdict="skip",
+            message=f"{what}; it can't be compared with the fit, whose length is not known.",
+            evidence=evidence,
+            hint="Set `max_steps` or `max_epochs`, if it has one.",
+        )
+    if half_life <= length:
+        return Finding(
+            check=_CHECK,
+            code="ema_half_life",
+            verdict="pass",
+            message=f"{what}, in a fit of {length:.0f}.",
+            evidence=evidence,
+        )
+    if warmup:
+        return Finding(
+            check=_CHECK,
+            code="ema_half_life",
+            verdict="pass",
+            message=(
+                f"{what}, longer than the fit of {length:.0f}: the warm-up, which would take"
+                f" {warmup_steps(decay)}, sets the pace all the time (the average spans about the"
+                " last tenth)."
+            ),
+            evidence=evidence,
+        )
+    return Finding(
+        check=_CHECK,
+        code="ema_half_life",
+        verdict="warn",
+        message=(
+            f"{what}, longer than the fit of {length:.0f}: the average stays near the first"
+            " weights."
+        ),
+        evidence=evidence,
+        hint="Take a smaller decay or half_life, or warmup=True.",
+    )
+
+
+def not_started_finding(steps: int, update_after_step: int) -> Finding:
+    """Say that a fit ended before its average began."""
+    return Finding(
+        check=_CHECK,
+        code="ema_not_started",
+        verdict="warn",
+        message=(
+            f"The average never began: {steps} optimizer steps were seen, and"
+            f" update_after_step={update_after_step}. The weights are those of the training."
+        ),
+        evidence={"steps": steps, "update_after_step": update_after_step},
+        hint="Lower update_after_step, or train longer.",
+        step=steps,
+    )
+
+
+def started_from_weights_finding(step: int) -> Finding:
+    """Say that the checkpoint of a resumed fit holds no average."""
+    return Finding(
+        check=_CHECK,
+        code="ema_started_from_weights",
+        verdict="warn",
+        message=(
+            "The checkpoint holds no average for this callback: it begins anew with the weights of"
+            f" step {step}."
+        ),
+        evidence={"step": step},
+        hint="Nothing to do if the checkpoint was made without EMAWeights.",
+        step=step,
+    )
+
+
+def not_judging_finding(index: int) -> Finding:
+    """Say that another instance puts its average into the module."""
+    return Finding(
+        check=_CHECK,
+        code="ema_not_judging",
+        verdict="skip",
+        message=(
+            "Another EMAWeights comes before this one, and one alone can put its average into the"
+            " module."
+        ),
+        evidence={"index": index},
+        hint=(
+            "Reach this one's weights by `with callback.averaged():`, or in a checkpoint by"
+            f" `checkpoint_weights(path, index={index})`."
+        ),
+    )
+
+
+def one_pass_finding(reason: str) -> Finding:
+    """Say that validation judges the averaged weights alone, though both were asked for."""
+    return Finding(
+        check=_CHECK,
+        code="ema_not_both",
+        verdict="skip",
+        message=f"Validation judges the averaged weights alone: {reason}.",
+        hint="Compare with a second fit that has validate='raw'.",
+    )
+
+
+def recalibrated_finding(batches: int) -> Finding:
+    """Say that BatchNorm's statistics are those of the averaged weights."""
+    return Finding(
+        check=_CHECK,
+        code="batch_norm_recalibrated",
+        verdict="pass",
+        message=f"BatchNorm's statistics are recomputed for the average over {batches} batches.",
+        evidence={"batches": batches},
+    )
+
+
+def not_recalibrated_finding(reason: str) -> Finding:
+    """Say that BatchNorm's statistics are still those of the training."""
+    return Finding(
+        check=_CHECK,
+        code="batch_norm_recalibrated",
+        verdict="skip",
+        message=f"BatchNorm's statistics are those of the training: {reason}.",
+        hint="Set recalibrate_batch_norm=False, or buffers='average'.",
+    )
