@@ -8,12 +8,51 @@ import tempfile
 
 from matplotlib import image
 from matplotlib.figure import Figure
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "examples"))
 
 
 def main() -> None:
+    """Make all pictures, or those whose names are given."""
+    makers = {"quickstart": quickstart_picture, "ema": ema_picture}
+    for name in sys.argv[1:] or makers:
+        makers[name]()
+
+
+def ema_picture() -> None:
+    """Fit the example of EMAWeights with five seeds and draw what validation logged."""
+    import ema
+
+    raw_name = {False: "averaged", True: "raw"}
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    axes = figure.subplots(1, 2)
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        finals = [ema.fit(seed) for seed in range(1, 6)]
+        for events in pathlib.Path(folder).rglob("events*"):
+            for panel, tag in zip(axes, ("val_loss", "val_accuracy"), strict=True):
+                for raw in (True, False):
+                    epochs, values = logged(events, tag + "_raw" * raw)
+                    panel.plot(epochs, values, color="C1" if raw else "C0", label=raw_name[raw])
+                panel.set(xlabel="epoch", title=tag)
+        os.chdir(ROOT)
+    for final in finals:
+        print(json.dumps(final))
+    handles, labels = axes[0].get_legend_handles_labels()
+    axes[0].legend(handles[:2], labels[:2])
+    figure.savefig(ROOT / "docs" / "images" / "ema.png", dpi=110)
+
+
+def logged(events: pathlib.Path, tag: str) -> tuple[list[int], list[float]]:
+    """Return epochs, from 1, and values of a tag in an event file."""
+    reader = EventAccumulator(str(events)).Reload()
+    values = [event.value for event in reader.Scalars(tag)]
+    return list(range(1, len(values) + 1)), values
+
+
+def quickstart_picture() -> None:
     """Fit the quickstart and save its range test beside its cycle."""
     import quickstart
 

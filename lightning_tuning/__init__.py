@@ -1,8 +1,11 @@
 """The craft of training neural networks, as drop-in PyTorch Lightning callbacks."""
 
+from lightning_tuning.callbacks.ema import EMAWeights
 from lightning_tuning.callbacks.lr_range_test import LRRangeTest, lr_range_test
 from lightning_tuning.callbacks.one_cycle import OneCycle
 from lightning_tuning.findings import Finding
+from lightning_tuning.functional.checkpoint_weights import checkpoint_weights
+from lightning_tuning.functional.ema import ema_decay
 from lightning_tuning.functional.lr_range_test import LRRangeResult
 from lightning_tuning.functional.one_cycle import (
     OneCycleSchedule,
@@ -13,11 +16,14 @@ from lightning_tuning.functional.one_cycle import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "EMAWeights",
     "Finding",
     "LRRangeResult",
     "LRRangeTest",
     "OneCycle",
     "OneCycleSchedule",
+    "checkpoint_weights",
+    "ema_decay",
     "lr_range_test",
     "one_cycle",
     "one_cycle_schedule",

@@ -16,7 +16,7 @@ from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 
 import lightning_tuning
-from lightning_tuning import LRRangeTest, OneCycle
+from lightning_tuning import EMAWeights, LRRangeTest, OneCycle
 from tests.processes import run_on_ranks
 from tests.toys import Classifier, loader
 
@@ -45,6 +45,13 @@ CALLBACKS = [
         | {"metric_mode": "least", "weight_decays": [-1.0], "momenta": [1.0], "repeats": 0}
         | {"diverge_factor": 1.0, "max_steps": 5, "num_val_batches": 0},
         True,
+    ),
+    Entry(
+        EMAWeights,
+        {"decay": 0.9, "validate": "both"},
+        {"decay": 1.0, "half_life": "3 weeks", "every_n_steps": 0, "update_after_step": -1}
+        | {"buffers": "all", "device": "cuda", "validate": "none", "after_fit": "both"},
+        False,
     ),
     Entry(OneCycle, {"max_lr": 0.05}, {"max_lr": -1.0, "pct_start": 2.0, "total_steps": 0}, False),
 ]
@@ -257,7 +264,8 @@ def assert_made_by(cli, entry):
 @each
 @pytest.mark.parametrize("module", ["lightning_tuning.", ""])
 def test_the_command_line_takes_it(entry, module):
-    settings = [f"--trainer.callbacks.{k}={json.dumps(v)}" for k, v in entry.settings.items()]
+    values = {k: v if isinstance(v, str) else json.dumps(v) for k, v in entry.settings.items()}
+    settings = [f"--trainer.callbacks.{k}={v}" for k, v in values.items()]
     name = module + entry.cls.__name__
     assert_made_by(command_line(*QUIET, f"--trainer.callbacks+={name}", *settings), entry)
 
