@@ -89,11 +89,14 @@ def settle_decay(
     Raises:
         MisconfigurationException: The epoch has no known end, or the batch no known size.
     """
-    if half_life is not None:
-        decay = half_life_decay(_in_moves(trainer, batch, parse_half_life(half_life)))
+    if half_life is None:
+        moves = decay_half_life(decay)
+    else:
+        moves = _in_moves(trainer, batch, parse_half_life(half_life))
+        decay = half_life_decay(moves)
     averages.set_decay(decay)
     return half_life_finding(
-        decay_half_life(decay),
+        moves,
         averages.length,
         unit="batches" if averages.per_batch else "optimizer steps",
         decay=decay,

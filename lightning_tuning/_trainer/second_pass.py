@@ -7,49 +7,27 @@ enter that world and to leave it exchanges pointers only, and torch sees the sam
 
 from __future__ import annotations
 
-import copy
-import types
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer import call
 from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultCollection
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from lightning_utilities.core.apply_func import apply_to_collection
-from torch import Tensor, nn, optim
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.hooks import RemovableHandle
-from torchmetrics import Metric, MetricCollection
+from torchmetrics import Metric
 
 from lightning_tuning._trainer import random_state
-from lightning_tuning._trainer.object_state import _DATA, _LONG, _PLAIN, _is_foreign
+from lightning_tuning._trainer.second_world import Exchanged, History, copied, second_world
 from lightning_tuning._trainer.snapshot import _SilentLogger
-from lightning_tuning._trainer.undo import slots
 from lightning_tuning._trainer.uninterrupted import Uninterrupted
-
-_METRIC = (Metric, MetricCollection)
-_SHARED = (
-    *(nn.Module, optim.Optimizer, optim.lr_scheduler.LRScheduler, *_DATA),
-    *(Trainer, Callback, LightningDataModule, Logger),
-)
-_CONTAINERS = (dict, list, tuple, set, frozenset, deque)
-# what is copied although its type stands in a package whose objects are left alone
-_COPIED = (
-    *(*_CONTAINERS, bytearray, np.ndarray, types.MethodType, RemovableHandle, torch.Generator),
-    *(np.random.Generator, np.random.BitGenerator, np.random.RandomState),
-)
-_LARGE = 2**28  # bytes of a tensor or array; what is larger is taken for data, and shared
-
-_Exchanged = tuple[Any, str, Any]  # an owner, an attribute, its value in the other pass
 
 
 def why_not(trainer: Trainer, module: LightningModule) -> str | None:  # noqa: ARG001
@@ -67,10 +45,15 @@ class SecondPass:
     A callback makes one for each validation and calls its methods from its own hooks, which come
     before the module's. What the module logs in it stands beside the first pass's values.
 
+    What the module remembers from one validation to the next, such as its best value so far, each
+    pass remembers for itself (see :class:`History`). No checkpoint holds what the second pass
+    remembers: after a resume it goes on from what the first one does.
+
     Args:
         trainer: A trainer in validation.
         module: Its module.
         weights: Gives a context in which the module has the other weights.
+        history: What the second pass remembers of the validations before.
         suffix: What the names logged in the second pass end with.
     """
 
@@ -80,14 +63,16 @@ class SecondPass:
         module: LightningModule,
         *,
         weights: Callable[[], AbstractContextManager[None]],
+        history: History,
         suffix: str = "_raw",
     ) -> None:
         self._trainer = trainer
         self._module = module
         self._weights = weights
+        self._history = history
         self._loop: Any = trainer._active_loop
         self._log = _Log(trainer, self._loop, suffix)
-        self._waiting: list[_Exchanged] = []
+        self._waiting: list[Exchanged] = []
         self._is_second = False
         self._kept: tuple[Any, dict[str, Any]] = (None, {})
 
@@ -95,7 +80,7 @@ class SecondPass:
         """Copy what the second pass has of its own; run ``on_validation_start`` with it."""
         # buffers are copied as the other weights have them; what inference mode makes stays in it
         with self._weights(), torch.inference_mode(mode=False), torch.no_grad():
-            self._waiting = [*_second_world(self._module), *self._log.exchanged]
+            self._waiting = [*second_world(self._module, self._history), *self._log.exchanged]
         model = self._trainer.strategy.model
         if isinstance(model, DistributedDataParallel):
             # the first step without gradients sends the buffers of rank 0 to the other ranks
@@ -126,14 +111,16 @@ class SecondPass:
             call._call_lightning_module_hook(trainer, "on_validation_batch_end", output, *args)
 
     def end_epoch(self) -> None:
-        """Run ``on_validation_epoch_end`` and drop all copies but the metrics that were logged."""
+        """Run ``on_validation_epoch_end``; drop all copies but what is logged or remembered."""
         self._run("on_validation_epoch_end")
+        self._history.remember((o, v) for o, name, v in self._waiting if name == "__dict__")
         self._waiting = []
 
     def close(self) -> None:
         """Put back whatever is still out of place; may be called more than once."""
         self._leave()
         self._waiting, self._kept = [], (None, {})
+        self._history.compare(self._log.metrics())
 
     def _run(self, name: str) -> None:
         with random_state.kept_random_state(), self._second():
@@ -171,7 +158,7 @@ class _Log:
         self._first: _ResultCollection = loop._results
         connector = trainer._logger_connector
         told = ("_callback_metrics", "_logged_metrics", "_progress_bar_metrics")
-        self.exchanged: list[_Exchanged] = [
+        self.exchanged: list[Exchanged] = [
             (loop, "_results", self._own),
             (connector, "_current_fx", None),
             *((connector, name, dict(getattr(connector, name))) for name in told),
@@ -191,7 +178,12 @@ class _Log:
             _ = self._trainer.callback_metrics
         self._own.dataloader_idx = None
 
-    def publish(self) -> list[_Exchanged]:
+    def metrics(self) -> list[Metric]:
+        """Return the metrics of both passes that Lightning resets after the validation."""
+        values = [getattr(item, "value", None) for item in self._first.values()]
+        return [value for value in values if isinstance(value, Metric)]
+
+    def publish(self) -> list[Exchanged]:
         """Put new results among the first pass's; return the names that they have there."""
         self._own.batch, end = None, self._suffix
         items = {self._prefix + key: item for key, item in self._own.items()}
@@ -212,80 +204,10 @@ class _Log:
             )
 
 
-def _exchange(owner: Any, name: str, value: Any) -> _Exchanged:
+def _exchange(owner: Any, name: str, value: Any) -> Exchanged:
     old = getattr(owner, name)
     object.__setattr__(owner, name, value)
     return owner, name, old
-
-
-def _second_world(module: LightningModule) -> list[_Exchanged]:
-    """Return a second ``__dict__`` for every submodule, and second contents for every buffer."""
-    closed = (*_METRIC, torch.jit.ScriptModule)
-    inner = {id(m) for c in module.modules() if isinstance(c, closed) for m in c.modules()}
-    modules = [m for m in module.modules() if id(m) not in inner]
-    found = [b for m in modules for b in m._buffers.values() if b is not None]
-    # not a tensor whose memory can't be exchanged: a copy takes its place
-    buffers = [b for b in dict.fromkeys(found) if type(b) is Tensor and not b.is_inference()]
-    shared = [*module.parameters(), *buffers, *modules, *(m._parameters for m in modules)]
-    memo: dict[int, Any] = {id(obj): obj for obj in shared}
-    # a hook that one pass registers or removes is none of the other's business
-    hooks = [v for m in modules for k, v in vars(m).items() if k.startswith("_") and "_hooks" in k]
-    memo |= {id(v): v.copy() for v in hooks if isinstance(v, dict)}
-    _decide(memo, [value for m in modules for value in vars(m).values()])
-    worlds = [{name: _copied(value, memo) for name, value in vars(m).items()} for m in modules]
-    # the metrics' names by their ids: Lightning finds those of the copies anew
-    worlds[0]["_metric_attributes"] = None
-    return [
-        *((m, "__dict__", world) for m, world in zip(modules, worlds, strict=True)),
-        *((buffer, "data", buffer.clone()) for buffer in buffers if buffer.nbytes <= _LARGE),
-    ]
-
-
-def _decide(memo: dict[int, Any], roots: list[Any]) -> None:
-    """Fill the memo with everything that deepcopy would copy wrongly, or could not copy."""
-    pending = list(roots)
-    seen: dict[int, object] = {}
-    while pending:
-        obj = pending.pop()
-        if isinstance(obj, _PLAIN) or id(obj) in memo or id(obj) in seen:
-            continue
-        # holding the objects keeps their ids from being given to others
-        seen[id(obj)] = obj
-        if _is_shared(obj):
-            memo[id(obj)] = obj
-        elif isinstance(obj, Tensor):
-            # deepcopy would copy all that a view is a part of
-            memo[id(obj)] = obj.clone()
-        elif isinstance(obj, _CONTAINERS) and len(obj) > _LONG:
-            memo[id(obj)] = copy.copy(obj)
-        elif held := _held(obj):
-            pending += held
-        else:
-            memo[id(obj)] = _copied(obj, {})
-
-
-def _is_shared(obj: Any) -> bool:
-    if isinstance(obj, Tensor | np.ndarray):
-        return obj.nbytes > _LARGE or not getattr(obj, "is_leaf", True)
-    # what is told of its end holds a file, a connection, a bar on the screen
-    if isinstance(obj, _SHARED) or hasattr(type(obj), "__del__"):
-        return not isinstance(obj, _METRIC)
-    return _is_foreign(type(obj)) and not isinstance(obj, _COPIED)
-
-
-def _held(obj: Any) -> list[Any]:
-    held = list(getattr(obj, "__dict__", {}).values())
-    held += [getattr(obj, slot.__name__, None) for slot in slots(type(obj))]
-    if isinstance(obj, _CONTAINERS):
-        held += obj.values() if isinstance(obj, dict) else obj
-    return [*held, obj.__self__] if isinstance(obj, types.MethodType) else held
-
-
-def _copied(obj: Any, memo: dict[int, Any]) -> Any:
-    try:
-        return copy.deepcopy(obj, memo)
-    except Exception:
-        return obj
 
 
 def _copy_of_batch(batch: Any) -> Any:
@@ -295,5 +217,5 @@ def _copy_of_batch(batch: Any) -> Any:
         return memo.setdefault(id(tensor), tensor.clone())
 
     clones = apply_to_collection(batch, Tensor, clone, allow_frozen=True)
-    copied = _copied(batch, memo)
-    return clones if copied is batch else copied
+    copy = copied(batch, memo)
+    return clones if copy is batch else copy

@@ -24,6 +24,7 @@ from lightning_tuning._trainer.averaging_start import (
 from lightning_tuning._trainer.report import report
 from lightning_tuning._trainer.saved_weights import LoadedWeights
 from lightning_tuning._trainer.second_pass import SecondPass, why_not
+from lightning_tuning._trainer.second_world import History
 from lightning_tuning.findings import Finding
 from lightning_tuning.functional import ema_findings as say
 from lightning_tuning.functional.checks import at_least, choice, decay_below_one
@@ -62,7 +63,8 @@ class EMAWeights(Callback):
         device: ``"cpu"`` keeps the average in host memory; ``None`` where the weights are.
         validate: What validation judges: ``"ema"``, ``"raw"`` (the weights themselves), or
             ``"both"`` in one pass: each metric is then logged a second time, with the suffix
-            ``_raw``, for the weights themselves.
+            ``_raw``, for the weights themselves. A best value so far is remembered for each; a
+            resumed fit goes on from the average's.
         after_fit: What the module holds after the fit, ``"ema"`` or ``"raw"``.
         recalibrate_batch_norm: At the end of the fit, recompute BatchNorm's statistics for the
             averaged weights in one pass over the training data.
@@ -117,6 +119,7 @@ class EMAWeights(Callback):
         self._findings: list[Finding] = []
         self._weights: AveragedWeights | None = None
         self._second: SecondPass | None = None
+        self._history = History()
         self._loaded: LoadedWeights | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -150,6 +153,7 @@ class EMAWeights(Callback):
         if stage == "fit":
             self._findings = []
             self._loaded = self._second = None
+            self._history = History()
             self._drop_weights()
 
     def on_load_checkpoint(
@@ -215,7 +219,9 @@ class EMAWeights(Callback):
         judged = self._begin_evaluation(trainer, pl_module, self.validate)
         if judged is not None and self.validate == "both" and self._can_do_both(trainer, pl_module):
             sets = judged.sets
-            self._second = SecondPass(trainer, pl_module, weights=lambda: sets.using("raw"))
+            self._second = SecondPass(
+                *(trainer, pl_module), weights=lambda: sets.using("raw"), history=self._history
+            )
             self._second.start()
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

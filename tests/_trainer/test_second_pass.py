@@ -1,11 +1,15 @@
 """A validation with other weights, beside the first one."""
 
+import collections
 import contextlib
 import csv
+import gc
+import pickle
 import random
 import signal
 import threading
 import warnings
+import weakref
 
 import numpy as np
 import pytest
@@ -16,11 +20,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers.logger import DummyLogger
 from torch import nn
 from torch.utils.data import DataLoader
-from torchmetrics import MaxMetric, MeanMetric, MetricCollection
+from torchmetrics import MaxMetric, MeanMetric, MetricCollection, MetricTracker, MinMaxMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassPrecision
 
+from lightning_tuning import EMAWeights
 from lightning_tuning._trainer import second_pass
 from lightning_tuning._trainer.second_pass import SecondPass, why_not
+from lightning_tuning._trainer.second_world import History
 from tests._trainer.probing import differences, run_fit
 from tests._trainer.programs import PROGRAMS
 from tests.processes import run_on_ranks
@@ -37,6 +43,7 @@ class Judge(Callback):
         self.which = which
         self.suffix = suffix
         self.second = None
+        self.history = History()
         self.raw = []
 
     @contextlib.contextmanager
@@ -63,7 +70,10 @@ class Judge(Callback):
         if self.which == "both":
             assert why_not(trainer, pl_module) is None
             self.second = SecondPass(
-                trainer, pl_module, weights=self.raw_weights, suffix=self.suffix
+                *(trainer, pl_module),
+                weights=self.raw_weights,
+                history=self.history,
+                suffix=self.suffix,
             )
             self.second.start()
 
@@ -460,6 +470,286 @@ def test_a_name_that_the_module_logs_is_refused():
 
     with pytest.raises(MisconfigurationException, match=r"'loss'.*another suffix than 's'"):
         trainer.fit(Two(), loader(), loader())
+
+
+class Remembers(Base):
+    """Has a value to remember, in ``remember``, and logs what that returns."""
+
+    def on_fit_start(self):
+        self.values = MeanMetric()
+
+    def validation_step(self, batch, batch_idx):
+        self.values.update(self.loss(batch))
+
+    def on_validation_epoch_end(self):
+        value = self.values.compute()
+        self.values.reset()
+        self.log("now", value)
+        self.log("known", float(self.remember(value)), prog_bar=True)
+
+
+class Template(Base):
+    """As lightning-hydra-template does it, and with the loss besides."""
+
+    def __init__(self):
+        super().__init__()
+        self.val_loss, self.val_acc = MeanMetric(), MulticlassAccuracy(3)
+        self.val_loss_worst, self.val_acc_best = MaxMetric(), MaxMetric()
+
+    def on_train_start(self):
+        for metric in (self.val_loss, self.val_acc, self.val_loss_worst, self.val_acc_best):
+            metric.reset()
+
+    def validation_step(self, batch, batch_idx):
+        self.val_loss(self.loss(batch))
+        self.val_acc(self(batch[0]), batch[1])
+        self.log("now", self.val_loss, on_step=False, on_epoch=True)
+        self.log("acc", self.val_acc, on_step=False, on_epoch=True)
+
+    def on_validation_epoch_end(self):
+        self.val_loss_worst(self.val_loss.compute())
+        self.val_acc_best(self.val_acc.compute())
+        self.log("known", self.val_loss_worst.compute(), sync_dist=True, prog_bar=True)
+        self.log("acc_best", self.val_acc_best.compute(), sync_dist=True, prog_bar=True)
+
+
+class PlainBest(Remembers):
+    worst = 0.0
+
+    def on_train_start(self):
+        self.worst = 0.0
+
+    def remember(self, value):
+        self.worst = max(self.worst, float(value))
+        return self.worst
+
+
+class TensorBest(Remembers):
+    def __init__(self):
+        super().__init__()
+        self.worst, self.total = torch.zeros(()), torch.zeros(2)
+
+    def remember(self, value):
+        self.worst = torch.maximum(self.worst, value)
+        self.total += value
+        return self.worst + self.total.sum()
+
+
+class ListHistory(Remembers):
+    """A list, an alias of it, a list within a dictionary, and arrays."""
+
+    def __init__(self):
+        super().__init__()
+        self.history = self.alias = []
+        self.nested = {"values": collections.deque(maxlen=3), "sum": np.zeros(1)}
+
+    def remember(self, value):
+        assert self.alias is self.history
+        self.history.append(float(value))
+        self.nested["values"].append(value)
+        self.nested["sum"] += float(value)
+        return sum(self.alias) + sum(self.nested["values"]) + self.nested["sum"].item()
+
+
+class OwnMeter(Remembers):
+    """An object of one's own, reached in two ways, in a submodule."""
+
+    def __init__(self):
+        super().__init__()
+        self.net.meter = Meter()
+        self.net.track = self.net.meter.update
+
+    def remember(self, value):
+        self.net.track(value)
+        return self.net.meter.sum + len(self.net.meter.values)
+
+
+class Appears(Remembers):
+    """Attributes and metrics that come into being and vanish, each pass at a time of its own."""
+
+    def remember(self, value):
+        if not hasattr(self, "first"):
+            self.first, self.metric = float(value), MaxMetric()
+        self.metric(value)
+        known = self.first + self.metric.compute()
+        if value < 0.9 * self.first:
+            del self.first, self.metric
+        return known
+
+
+class Wrapped(Remembers):
+    """Metrics that hold metrics; what they remember is no state of theirs."""
+
+    def __init__(self):
+        super().__init__()
+        self.minmax = MinMaxMetric(MeanMetric())
+        self.tracker = MetricTracker(MeanMetric(), maximize=True)
+
+    def remember(self, value):
+        self.tracker.increment()
+        self.tracker(value)
+        self.minmax.reset()
+        self.minmax(value)
+        return self.minmax.compute()["max"] + self.tracker.best_metric() * self.tracker.n_steps
+
+
+class Remembering(MeanMetric):
+    """Lightning resets its states after each validation, but not what it has of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.worst = 0.0
+
+    def compute(self):
+        self.worst = max(self.worst, float(super().compute()))
+        return torch.tensor(self.worst)
+
+
+class LogsMetric(Remembers):
+    def __init__(self):
+        super().__init__()
+        self.metric = Remembering()
+        self.several = MetricCollection({"several": Remembering()})
+
+    def remember(self, value):
+        self.metric.update(value)
+        self.log("metric", self.metric)
+        self.several.update(value)
+        self.log_dict(self.several)
+        return value
+
+
+class ResetsItself(Remembers):
+    """Its metric begins anew every two validations."""
+
+    def __init__(self):
+        super().__init__()
+        self.metric = MaxMetric()
+
+    def remember(self, value):
+        self.metric(value)
+        known = self.metric.compute()
+        if self.trainer.current_epoch % 2:
+            self.metric.reset()
+        return known
+
+
+class TrainingChanges(Remembers):
+    """Training sets what validation goes on from."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale, self.seen, self.tensor = 0.0, [0.0], torch.zeros(1)
+        self.metric = MaxMetric()
+
+    def on_train_batch_start(self, batch, batch_idx):
+        self.scale = float(self.global_step)
+        self.seen[:] = [self.scale] * (1 + self.global_step % 2)
+        self.tensor = torch.ones(1) * self.global_step
+        self.metric.reset()
+
+    def training_step(self, batch, batch_idx):
+        self.metric.update(float(batch_idx) / 4)
+        return super().training_step(batch, batch_idx)
+
+    def remember(self, value):
+        self.scale += float(value)
+        self.seen.append(self.scale)
+        self.tensor = self.tensor + value
+        self.metric.update(value)
+        return self.scale + sum(self.seen) + self.tensor + self.metric.compute()
+
+
+REMEMBER = [
+    *(Template, PlainBest, TensorBest, ListHistory, OwnMeter, Appears, Wrapped, LogsMetric),
+    *(ResetsItself, TrainingChanges),
+]
+
+
+def validated(module, callback, **settings):
+    """Return what each validation of a fit logged."""
+    logged = []
+
+    class Notes(Callback):
+        def on_validation_end(self, trainer, pl_module):
+            if not trainer.sanity_checking:
+                logged.append({k: v.item() for k, v in trainer.callback_metrics.items()})
+
+    torch.manual_seed(5)
+    trainer = trainer_for(callback, Notes(), **{"max_epochs": 4, **settings})
+    trainer.fit(module, loader(shuffle=True), loader())
+    return logged
+
+
+# MetricTracker copies a metric in the sanity check
+@pytest.mark.filterwarnings("ignore:Found 1 module.s. in eval mode at the start of training")
+@pytest.mark.parametrize("make", REMEMBER)
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"num_sanity_val_steps": 0, "inference_mode": False, "val_check_interval": 2}],
+    ids=["each epoch", "three in an epoch"],
+)
+def test_the_second_pass_goes_on_with_its_own_history(make, settings):
+    found = {
+        which: validated(make(), EMAWeights(0.95, warmup=False, validate=which), **settings)
+        for which in ("ema", "raw", "both")
+    }
+    assert len(found["both"]) == (12 if "val_check_interval" in settings else 4)
+    for both, ema, raw in zip(*(found[w] for w in ("both", "ema", "raw")), strict=True):
+        plain, suffixed = split(both)
+        assert plain == ema
+        assert suffixed == {name: raw[name] for name in suffixed}
+        assert {"now", "known"} <= set(suffixed)
+        assert both["now"] != both["now_raw"]
+
+
+def test_what_cannot_be_compared_is_copied_anew():
+    """Whatever holds a module, a generator, more than a few numbers."""
+    seen = []
+
+    class Holds(Remembers):
+        def __init__(self):
+            super().__init__()
+            self.held = {
+                "generator": [torch.Generator()],
+                "random": [random.Random(1)],
+                "module": [self.net],
+                "callback": [Callback()],
+                "closure": [lambda: self],
+                "large": [torch.zeros(10_000_000)],
+                "many": [0.0] * 200_000,
+            }
+            for name, value in self.held.items():
+                setattr(self, name, value)
+            self.kept = [0.0]
+
+        def remember(self, value):
+            seen.append([len(getattr(self, name)) for name in (*self.held, "kept")])
+            for name in (*self.held, "kept"):
+                # the passes differ in how many entries they add
+                getattr(self, name).extend([0.0] * (1 + len(seen) % 2))
+            return value
+
+    validated(Holds(), EMAWeights(0.9, validate="both"), num_sanity_val_steps=0, max_epochs=2)
+    # the second pass comes first: its first call is the 1st, the first pass's the 2nd
+    second, first = seen[2], seen[3]
+    assert second[:-1] == first[:-1]
+    assert second[-1] != first[-1]
+
+
+def test_a_history_keeps_no_module_and_ends_with_the_fit():
+    ema, module = EMAWeights(0.9, validate="both"), OwnMeter()
+    validated(module, ema)
+    history = ema._history
+    assert history._kept
+    assert not pickle.loads(pickle.dumps(history))._kept
+    ema.setup(trainer_for(), module, "fit")
+    assert ema._history is not history
+    gone = weakref.ref(module)
+    del module, ema
+    gc.collect()
+    assert gone() is None
+    assert history._kept
 
 
 class StopError(Exception):
