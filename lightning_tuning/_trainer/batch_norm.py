@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import functools
-from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -14,9 +11,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer import call
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
-from lightning_tuning._trainer.errors import CannotProbeError
+from lightning_tuning._trainer.forward_only import no_steps, silence
 from lightning_tuning._trainer.sandbox import Sandbox
 from lightning_tuning._trainer.steps import training_batch
 from lightning_tuning._trainer.tensor_state import TensorState
@@ -63,7 +59,7 @@ def recalibrate(trainer: Trainer, module: LightningModule) -> int:
     layers = [m for m in module.modules() if _keeps_statistics(m) and m.training]
     if not layers:
         return 0
-    with Sandbox(trainer, module) as box, _no_steps(trainer):
+    with Sandbox(trainer, module) as box, no_steps(trainer):
         averages = [_Average(layer) for layer in layers]
         batches = _forward_pass(box, averages)
         for average in averages:
@@ -121,7 +117,7 @@ def _forward_pass(box: Sandbox, averages: list[_Average]) -> int:
     weights = TensorState(box.module.parameters())
     _count_as_in_the_last_epoch(trainer)
     call._call_lightning_module_hook(trainer, "on_train_epoch_start")
-    _silence(box.module)
+    silence(box.module)
     limit = BATCHES_WITHOUT_END if trainer.num_training_batches == float("inf") else None
     count = 0
     for batch in islice(box._batches.one_pass(epoch=trainer.current_epoch), limit):
@@ -147,50 +143,6 @@ def _count_as_in_the_last_epoch(trainer: Trainer) -> None:
     trainer.fit_loop.epoch_progress = progress
 
 
-def _silence(module: nn.Module) -> None:
-    """Turn off dropout, and whatever else single layers do in training only.
-
-    What is made of layers keeps its mode: a detector returns losses in training mode only.
-    """
-    for part in module.modules():
-        if isinstance(part, nn.RNNBase):
-            part.dropout = 0.0  # cuDNN goes backward through these in training mode only
-        elif isinstance(part, nn.MultiheadAttention) or next(part.children(), None) is None:
-            part.training = part.training and isinstance(part, _BatchNorm)
-
-
 def _keeps_statistics(layer: nn.Module) -> bool:
     tracks = isinstance(layer, _BatchNorm) and layer.track_running_stats
     return tracks and layer.running_mean is not None
-
-
-@contextlib.contextmanager
-def _no_steps(trainer: Trainer) -> Iterator[None]:
-    """Let batches accumulate, without backward if it is Lightning's; the sandbox puts most back."""
-    trainer.fit_loop._skip_backward = True
-    trainer.fit_loop.epoch_loop.__dict__["_should_accumulate"] = lambda: True
-    for optimizer in trainer.optimizers:
-        optimizer.__dict__["step"] = _only_closure(optimizer.step)
-    handle = register_optimizer_step_pre_hook(_refuse_step)
-    model = trainer.strategy.model
-    # DDP notes in some of these that a batch went unsynchronized
-    flags = {name: value for name, value in vars(model).items() if isinstance(value, bool)}
-    try:
-        yield
-    finally:
-        handle.remove()
-        model.__dict__.update(flags)
-
-
-def _only_closure(step: Callable[..., Any]) -> Callable[..., Any]:
-    # a scheduler looks for marks of its own on the step
-    @functools.wraps(step)
-    def stand_in(closure: Callable[[], Any] | None = None, **_: Any) -> Any:
-        return torch.enable_grad()(closure)() if closure is not None else None
-
-    return stand_in
-
-
-def _refuse_step(optimizer: Optimizer, *_: Any) -> None:
-    kind = type(optimizer).__name__
-    raise CannotProbeError(f"training_step steps an optimizer of its own ({kind})")

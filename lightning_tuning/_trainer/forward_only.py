@@ -1,0 +1,70 @@
+"""The module's training step on real batches, without a step of an optimizer."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
+
+from lightning_tuning._trainer.errors import CannotProbeError
+
+
+@contextlib.contextmanager
+def no_steps(trainer: Trainer, *, backward: bool = False) -> Iterator[None]:
+    """Let batches accumulate for ever; to be used inside a sandbox, which puts most back.
+
+    Under manual optimization the module sends losses backward itself, which is let be.
+
+    Args:
+        trainer: The trainer.
+        backward: Whether Lightning sends losses backward.
+
+    Raises:
+        CannotProbeError: The module steps an optimizer that the trainer does not know.
+    """
+    trainer.fit_loop._skip_backward = not backward
+    trainer.fit_loop.epoch_loop.__dict__["_should_accumulate"] = lambda: True
+    for optimizer in trainer.optimizers:
+        optimizer.__dict__["step"] = _only_closure(optimizer.step)
+    handle = register_optimizer_step_pre_hook(_refuse_step)
+    model = trainer.strategy.model
+    # DDP notes in some of these that a batch went unsynchronized
+    flags = {name: value for name, value in vars(model).items() if isinstance(value, bool)}
+    try:
+        yield
+    finally:
+        handle.remove()
+        model.__dict__.update(flags)
+
+
+def silence(module: nn.Module) -> None:
+    """Turn off dropout, and whatever else single layers but BatchNorm do in training only.
+
+    What is made of layers keeps its mode: a detector returns losses in training mode only.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.RNNBase):
+            part.dropout = 0.0  # cuDNN goes backward through these in training mode only
+        elif isinstance(part, nn.MultiheadAttention) or next(part.children(), None) is None:
+            part.training = part.training and isinstance(part, _BatchNorm)
+
+
+def _only_closure(step: Callable[..., Any]) -> Callable[..., Any]:
+    # a scheduler looks for marks of its own on the step
+    @functools.wraps(step)
+    def stand_in(closure: Callable[[], Any] | None = None, **_: Any) -> Any:
+        return torch.enable_grad()(closure)() if closure is not None else None
+
+    return stand_in
+
+
+def _refuse_step(optimizer: Optimizer, *_: Any) -> None:
+    kind = type(optimizer).__name__
+    raise CannotProbeError(f"training_step steps an optimizer of its own ({kind})")
