@@ -66,4 +66,4 @@ def _is_helper(pid: int) -> bool:
         command = pathlib.Path(f"/proc/{pid}/cmdline").read_text()
     except OSError:
         return True
-    return "resource_tracker" in command or "forkserver" in command
+    return any(name in command for name in ("resource_tracker", "forkserver", "compile_worker"))

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from lightning_tuning._trainer.averaged_buffers import BufferMode
 from lightning_tuning._trainer.host_average import HostAverage
-from lightning_tuning._trainer.shards import local_part
+from lightning_tuning._trainer.shards import have_moved, local_part
 from lightning_tuning.functional.ema import ema_decay
 from lightning_tuning.functional.ema_update import (
     AverageGroup,
@@ -62,13 +63,15 @@ class AverageTrack:
         self._batches: int | None = None
         self.parameters: list[nn.Parameter] = []
         self.average: list[Tensor] = []
+        self._weights: list[Tensor] = []
+        self._sharded = False
         self._skipped: Tensor | None = None
         self._groups: list[AverageGroup] = []
         self._host: HostAverage | None = None
 
     def hold(self, parameters: Sequence[nn.Parameter]) -> None:
         """Average these; those that are new begin with their weights."""
-        kept = {id(p): a for p, a in zip(self.parameters, self.average, strict=False)}
+        kept = self._kept()
         self.parameters = list(parameters)
         if self.since is not None:
             self._begin(kept)
@@ -154,7 +157,8 @@ class AverageTrack:
     def _begin(self, kept: dict[int, Tensor]) -> None:
         self.close()
         self._host = None
-        weights = [local_part(p) for p in self.parameters]
+        self._weights = weights = [local_part(p) for p in self.parameters]
+        self._sharded = any(isinstance(p, DTensor) for p in self.parameters)
         if not self._settings.on_host or all(w.device.type == "cpu" for w in weights):
             self.average = self._copies(kept, weights, empty=False)
             self._groups = group_tensors(self.average, weights)
@@ -181,7 +185,12 @@ class AverageTrack:
                 averages.append(weight.detach().to(device, dtype, copy=True))
         return averages
 
+    def _kept(self) -> dict[int, Tensor]:
+        return {id(p): a for p, a in zip(self.parameters, self.average, strict=False)}
+
     def _move(self, decay: float | Tensor) -> None:
+        if self._sharded and have_moved(self.parameters, self._weights):
+            self._begin(self._kept())
         if self._host is not None:
             self._host.update(decay)
         else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from itertools import islice
 from typing import Any
 
 import torch
@@ -12,9 +11,8 @@ from lightning.pytorch.trainer import call
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lightning_tuning._trainer.forward_only import no_steps, silence
+from lightning_tuning._trainer.forward_only import forward_batches, no_steps, silence
 from lightning_tuning._trainer.sandbox import Sandbox
-from lightning_tuning._trainer.steps import training_batch
 from lightning_tuning._trainer.tensor_state import TensorState
 from lightning_tuning._trainer.uninterrupted import Uninterrupted
 
@@ -120,20 +118,19 @@ def _forward_pass(box: Sandbox, averages: list[_Average]) -> int:
     silence(box.module)
     limit = BATCHES_WITHOUT_END if trainer.num_training_batches == float("inf") else None
     count = 0
-    for batch in islice(box._batches.one_pass(epoch=trainer.current_epoch), limit):
-        if batch.data is None:  # Lightning skips these
-            continue
-        for average in averages:
-            average.layer.reset_running_stats()
-        try:
-            training_batch(trainer, batch, box._recorder)
-        except StopIteration:
-            break
+    _reset(averages)
+    for _ in forward_batches(box, limit):
         for average in averages:
             average.end_batch()
+        _reset(averages)
         weights.restore()
         count += 1
     return count
+
+
+def _reset(averages: list[_Average]) -> None:
+    for average in averages:
+        average.layer.reset_running_stats()
 
 
 def _count_as_in_the_last_epoch(trainer: Trainer) -> None:

@@ -5,15 +5,43 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from torch import nn
+from lightning.pytorch.loops.utilities import _block_parallel_sync_behavior
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from lightning_tuning._trainer.errors import CannotProbeError
+from lightning_tuning._trainer.sandbox import Sandbox
+from lightning_tuning._trainer.steps import training_batch
+
+
+def forward_batches(box: Sandbox, limit: int | None) -> Iterator[Tensor | None]:
+    """Run the module's step on the batches of one pass over the training data.
+
+    To be used within :func:`no_steps`.
+
+    Args:
+        box: The sandbox, entered.
+        limit: At most so many batches; None for all of the pass.
+
+    Yields:
+        The loss of each batch, detached; None where the step returned none.
+    """
+    trainer = box.trainer
+    for batch in islice(box._batches.one_pass(epoch=trainer.current_epoch), limit):
+        if batch.data is None:  # Lightning skips these
+            continue
+        try:
+            with _block_parallel_sync_behavior(trainer.strategy):
+                loss = training_batch(trainer, batch, box._recorder)
+        except StopIteration:
+            return
+        yield loss
 
 
 @contextlib.contextmanager

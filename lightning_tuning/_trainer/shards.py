@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from lightning.pytorch import LightningModule
@@ -22,17 +22,29 @@ def local_part(tensor: Tensor) -> Tensor:
     return tensor.to_local().detach() if isinstance(tensor, DTensor) else tensor
 
 
+def have_moved(tensors: Sequence[Tensor], parts: Sequence[Tensor]) -> bool:
+    """Whether parts that were returned by :func:`local_part` are those of the tensors no more.
+
+    FSDP2 may give a shard other memory in its first forward pass.
+    """
+    return any(
+        isinstance(tensor, DTensor) and tensor._local_tensor.data_ptr() != part.data_ptr()
+        for tensor, part in zip(tensors, parts, strict=True)
+    )
+
+
 def local_part_of(whole: Tensor, like: Tensor) -> Tensor:
-    """Return this process's part of a whole tensor; all processes must call it.
+    """Return this process's part of a whole tensor.
 
     Args:
-        whole: All entries.
+        whole: All entries, in each process.
         like: A tensor that is spread in the wanted way.
     """
     if not isinstance(like, DTensor):
         return whole
     whole = whole.to(like.device)
-    return distribute_tensor(whole, like.device_mesh, like.placements).to_local().detach()
+    spread = distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
+    return spread.to_local().detach()
 
 
 def whole_tensor(part: Tensor, like: Tensor) -> Tensor:
@@ -66,7 +78,7 @@ def is_sharded(module: nn.Module) -> bool:
 
 @torch.no_grad()
 def load_state(module: LightningModule, state: Mapping[str, Tensor]) -> None:
-    """Write whole tensors from a file into the module; all processes must call it."""
+    """Write whole tensors from a file into the module."""
     if not is_sharded(module):
         module.load_state_dict(state, strict=module.strict_loading)
         return

@@ -1,10 +1,11 @@
 """What the tests of EMAWeights' checkpoints and interruptions share."""
 
 import functools
+import inspect
 
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from torch import nn
 
 from lightning_tuning import EMAWeights
@@ -31,10 +32,28 @@ class Do(Callback):
             setattr(self, hook, lambda trainer, *_, hook=hook, **__: action(trainer, hook))
 
 
+class SavesOnError(Checkpoint):
+    """What ``ModelCheckpoint(save_on_exception=True)`` does, for versions without it."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def on_exception(self, trainer, pl_module, exception):
+        if trainer.global_step > 0:
+            trainer.save_checkpoint(self.path)
+
+
+def rescue(folder, name):
+    """Return a callback that saves ``folder/name.ckpt`` on an error, and nothing else."""
+    if "save_on_exception" in inspect.signature(ModelCheckpoint).parameters:
+        return ModelCheckpoint(folder, name, every_n_epochs=100, save_on_exception=True)
+    return SavesOnError(f"{folder}/{name}.ckpt")
+
+
 def trainer_for(*callbacks, **settings):
     quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False)
     settings = {**quiet, "max_epochs": 2, "accelerator": "cpu", **settings}
-    settings.setdefault("enable_checkpointing", any(type(c) is ModelCheckpoint for c in callbacks))
+    settings.setdefault("enable_checkpointing", any(isinstance(c, Checkpoint) for c in callbacks))
     return Trainer(callbacks=list(callbacks), **settings)
 
 

@@ -6,10 +6,10 @@ import lightning.pytorch.callbacks as lightning_callbacks
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 from lightning_tuning import EMAWeights
+from tests.callbacks.ema_fits import rescue
 from tests.toys import Classifier, loader
 
 
@@ -174,11 +174,10 @@ class FailsInValidation(Classifier):
 
 def error_in_validation_exchanges_files(kind):
     steps = Steps()
-    saving = ModelCheckpoint(dirpath=".", filename="{step}", save_on_exception=True, monitor=None)
     settings = {"module": FailsInValidation(), "enable_checkpointing": True}
     with pytest.raises(RuntimeError, match="in validation"):
-        fit(kind.make(0.5), steps, saving, **settings)
-    raw = torch.load("step=12.ckpt", weights_only=True)["current_model_state"]
+        fit(kind.make(0.5), steps, rescue(".", "error"), **settings)
+    raw = torch.load("error.ckpt", weights_only=True)["current_model_state"]
     return not all(map(torch.equal, raw.values(), steps.weights[-1]))
 
 

@@ -4,7 +4,6 @@ import contextlib
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_tuning import EMAWeights
 from tests.callbacks import ema_fits
@@ -13,6 +12,7 @@ from tests.callbacks.ema_fits import (
     assert_untouched,
     copied,
     load,
+    rescue,
     same,
     same_batches,
     trainer_for,
@@ -113,11 +113,11 @@ def test_an_error_in_a_fit_leaves_each_set_where_it_belongs(place, hook, kind):
     error, settings = SETTINGS[kind]
     breaks, ema = Breaks(error, IN_FIT[hook]), EMAWeights(**settings)
     keep = Do(lambda trainer, _: trainer.save_checkpoint("kept.ckpt"), "on_validation_end")
-    rescue = ModelCheckpoint("error", "error", every_n_epochs=100, save_on_exception=True)
+    saves = rescue("error", "error")
     breaker = Do(breaks, hook)
     callbacks = {"before": [breaker, ema], "after": [ema, breaker], "module": [ema]}[place]
     module = broken_module(hook, breaks) if place == "module" else Classifier()
-    trainer = trainer_for(*callbacks, keep, rescue, num_sanity_val_steps=0)
+    trainer = trainer_for(*callbacks, keep, saves, num_sanity_val_steps=0)
     with interrupted(error):
         fit(module=module, trainer=trainer)
     steps = whole(**settings)
@@ -154,8 +154,8 @@ def test_an_error_at_either_end_of_a_fit(hook, place, error, after_fit):
     breaker = Do(breaks, hook)
     callbacks = {"before": [breaker, ema], "after": [ema, breaker], "module": [ema]}[place]
     module = broken_module(hook, breaks) if place == "module" else Classifier()
-    rescue = ModelCheckpoint("error", "error", every_n_epochs=100, save_on_exception=True)
-    trainer = trainer_for(*callbacks, rescue, num_sanity_val_steps=0)
+    saves = rescue("error", "error")
+    trainer = trainer_for(*callbacks, saves, num_sanity_val_steps=0)
     with interrupted(error):
         fit(module=module, trainer=trainer)
     raw, average = whole(decay=0.9)[0 if "start" in hook else 12]
@@ -272,13 +272,13 @@ def test_a_rescued_file_goes_on_exactly(case, hook):
     settings, make, trainer_settings = OTHERS[case]
     ends = []
     for calls in (0, 2):
-        rescue = ModelCheckpoint("error", "error", every_n_epochs=100, save_on_exception=True)
+        saves = rescue("error", "error")
         path = None
         if calls:
             emas = [EMAWeights(**each, validate="both") for each in settings]
             with pytest.raises(BrokenError):
                 fit(
-                    *(*emas, rescue),
+                    *(*emas, saves),
                     module=broken_module(hook, Breaks(calls=calls), make),
                     num_sanity_val_steps=0,
                     **trainer_settings,

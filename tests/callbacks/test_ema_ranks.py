@@ -160,6 +160,9 @@ def test_settings(name, settings):
     assert one == two > 0
 
 
+@pytest.mark.skipif(
+    torch.__version__ < "2.8", reason="FSDP2 on a CPU sums gradients there, callback or not"
+)
 def test_fsdp2_against_one_process():
     """With the same data on both ranks, FSDP2 computes what one process does."""
     plain = EMAWeights(0.8)

@@ -3,11 +3,10 @@
 import pytest
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_tuning import EMAWeights
 from tests.callbacks import ema_fits
-from tests.callbacks.ema_fits import Do, Normed, copied, load, same, same_batches
+from tests.callbacks.ema_fits import Do, Normed, copied, load, rescue, same, same_batches
 from tests.toys import Classifier, Manual
 
 
@@ -314,7 +313,7 @@ def test_an_error_before_the_fit_goes_on_keeps_the_raw_weights(hook):
     def fail(trainer, _):
         raise RuntimeError("too early")
 
-    keep = ModelCheckpoint("files", filename="error", save_on_exception=True)
+    keep = rescue("files", "error")
     ema = EMAWeights(0.9)
     with pytest.raises(RuntimeError, match="too early"):
         fit(Do(fail, hook), ema, keep, module=module, ckpt_path="cut.ckpt")
