@@ -32,7 +32,6 @@ class AveragedBuffers:
         self._module = module
         self._average = mode == "average"
         self._copy = mode != "skip" and every_n_steps > 1
-        self._started = False
         self.values: dict[str, Tensor] = {}
 
     @property
@@ -48,7 +47,6 @@ class AveragedBuffers:
 
     def start(self) -> None:
         """Begin with the module's own values."""
-        self._started = True
         self.values = {
             name: buffer.detach().to(self._dtype(buffer), copy=True)
             for name, buffer in self._module.named_buffers()
@@ -58,7 +56,7 @@ class AveragedBuffers:
     @torch.no_grad()
     def update(self, decay: float | Tensor) -> None:
         """Move the averages, and copy the rest."""
-        if not self._started or not self.kept:
+        if not self.kept:
             return
         before = self.values
         self.start()

@@ -78,7 +78,7 @@ class Averages:
     @property
     def batch(self) -> int:
         """Number of the latest training batch."""
-        return self._batch()
+        return int(self._trainer.fit_loop.epoch_loop.batch_progress.total.ready)
 
     def set_decay(self, decay: float) -> None:
         """Set the decay of one step, or, if ``per_batch``, of each batch that it accumulated."""
@@ -106,7 +106,7 @@ class Averages:
         """Note that a step is about to be taken, which fp16 may skip yet."""
         track = self._by_optimizer.get(id(getattr(optimizer, "optimizer", optimizer)))
         if track is not None:
-            track.before_step(self._batch())
+            track.before_step(self.batch)
 
     def wait(self) -> None:
         """Wait until the averages are up to date, where they lie on the host."""
@@ -122,14 +122,14 @@ class Averages:
 
     def state(self) -> list[dict[str, Any]]:
         """Return what a resume needs besides the averages, for each optimizer."""
-        return [track.state(self._batch()) for track in self.tracks]
+        return [track.state(self.batch) for track in self.tracks]
 
     def load(self, state: list[dict[str, Any]]) -> None:
         """Take up the state; what has begun begins with the weights, to be overwritten."""
         if len(state) == 1:
             state = state * len(self.tracks)
         for track, numbers in zip(self.tracks, state, strict=False):
-            track.load(numbers, self._batch())
+            track.load(numbers, self.batch)
         if self.started:
             self._buffers.start()
         self._exchange = None
@@ -140,9 +140,6 @@ class Averages:
         for name, average in self.exchange().other_values().items():
             if name in values and values[name].shape == average.shape:
                 average.copy_(values[name])
-
-    def _batch(self) -> int:
-        return int(self._trainer.fit_loop.epoch_loop.batch_progress.total.ready)
 
     def _find_parameters(self, optimizer: Optimizer) -> None:
         """Give each parameter of the module to the first optimizer that holds it."""
@@ -165,7 +162,7 @@ class Averages:
             self._find_parameters(optimizer)
         track = self._by_optimizer[id(optimizer)]
         begins = track.since is None
-        decay = track.step(self._batch(), getattr(optimizer, "found_inf", None))
+        decay = track.step(self.batch, getattr(optimizer, "found_inf", None))
         if decay is None:
             return
         if begins:

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+
+from lightning_tuning._trainer.shards import local_part
 
 _STEP_FACTOR = 4
 """A step needs gradients and up to two optimizer moments per weight, besides the copy itself."""
@@ -60,7 +61,7 @@ def _local(tensor: Tensor) -> Tensor:
     if tensor.layout != torch.strided:
         # what is detached from a sparse tensor shares its entries, but not its places
         return tensor
-    tensor = tensor.to_local().detach() if isinstance(tensor, DTensor) else tensor.detach()
+    tensor = local_part(tensor).detach()
     for dim, stride in enumerate(tensor.stride()):
         if stride == 0 and tensor.shape[dim] > 1:
             # torch lets nobody write to an expanded tensor in place

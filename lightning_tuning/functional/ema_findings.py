@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lightning_tuning.findings import Finding
+from lightning_tuning.findings import Finding, Verdict
 from lightning_tuning.functional.ema import warmup_steps
 
 _CHECK = "ema"
@@ -27,48 +27,34 @@ def half_life_finding(
         >>> finding.verdict
         'warn'
     """
-    evidence = {"half_life": half_life, "length": length, "decay": decay, "warmup": warmup}
-    what = f"The half-life of the average is {half_life:.3g} {unit} (decay {decay:.6g})"
+    verdict: Verdict = "pass"
+    hint = ""
     if length is None:
-        return Finding(
-            check=_CHECK,
-            code="ema_half_life",
-            verdict="skip",
-            message=f"{what}; it can't be compared with the fit, whose length is not known.",
-            evidence=evidence,
-            hint="Set `max_steps` or `max_epochs`, if it has one.",
+        verdict, compared = "skip", "; it can't be compared with the fit, whose length is not known"
+        hint = "Set `max_steps` or `max_epochs`, if it has one."
+    elif half_life <= length * (1 + 1e-9):  # what is read back from a decay is rounded
+        compared = f", in a fit of {length:.0f}"
+    elif warmup:
+        compared = (
+            f", longer than the fit of {length:.0f}: the warm-up, which would take"
+            f" {warmup_steps(decay)}, sets the pace all the time (the average spans about the last"
+            " tenth)"
         )
-    # what is read back from a decay is rounded
-    if half_life <= length * (1 + 1e-9):
-        return Finding(
-            check=_CHECK,
-            code="ema_half_life",
-            verdict="pass",
-            message=f"{what}, in a fit of {length:.0f}.",
-            evidence=evidence,
+    else:
+        verdict = "warn"
+        compared = (
+            f", longer than the fit of {length:.0f}: the average stays near the first weights"
         )
-    if warmup:
-        return Finding(
-            check=_CHECK,
-            code="ema_half_life",
-            verdict="pass",
-            message=(
-                f"{what}, longer than the fit of {length:.0f}: the warm-up, which would take"
-                f" {warmup_steps(decay)}, sets the pace all the time (the average spans about the"
-                " last tenth)."
-            ),
-            evidence=evidence,
-        )
+        hint = "Take a smaller decay or half_life, or warmup=True."
     return Finding(
         check=_CHECK,
         code="ema_half_life",
-        verdict="warn",
+        verdict=verdict,
         message=(
-            f"{what}, longer than the fit of {length:.0f}: the average stays near the first"
-            " weights."
+            f"The half-life of the average is {half_life:.3g} {unit} (decay {decay:.6g}){compared}."
         ),
-        evidence=evidence,
-        hint="Take a smaller decay or half_life, or warmup=True.",
+        evidence={"half_life": half_life, "length": length, "decay": decay, "warmup": warmup},
+        hint=hint,
     )
 
 

@@ -66,7 +66,7 @@ def test_first_step_that_counts_begins_the_average_however_seldom_it_moves():
     assert all(not torch.equal(first[name], value) for name, value in average.items())
 
 
-def same(one, other):
+def assert_same(one, other):
     torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
 
 
@@ -77,9 +77,9 @@ def same(one, other):
 )
 def test_fused_and_other_optimizers_average_alike(settings):
     if "half_life" in settings:
-        settings |= {"decay": 0.999, "warmup": False}
+        settings = settings | {"decay": 0.999, "warmup": False}
     one = average_of(Overflows(2, 3, 7), **settings)
-    same(one, average_of(Overflows(2, 3, 7, optimizer=adam), **settings))
+    assert_same(one, average_of(Overflows(2, 3, 7, optimizer=adam), **settings))
 
 
 @pytest.mark.parametrize("every", [1, 3])

@@ -85,7 +85,7 @@ def test_ema_pytorch_agrees():
     peer = pytest.importorskip("ema_pytorch")
     module = nn.Linear(3, 4)
     ema = peer.EMA(module, beta=0.95, update_after_step=0, update_every=1, min_value=0.95)
-    follow_with(module, ema.update, lambda: ema.ema_model)
+    assert_follows(module, ema.update, lambda: ema.ema_model)
 
 
 def test_timm_agrees():
@@ -93,7 +93,7 @@ def test_timm_agrees():
     ema = timm_model_ema().ModelEmaV3(module, decay=0.95, foreach=True)
     ema.module.load_state_dict(module.state_dict())
     steps = iter(range(1, 100))
-    follow_with(module, lambda: ema.update(module, step=next(steps)), lambda: ema.module)
+    assert_follows(module, lambda: ema.update(module, step=next(steps)), lambda: ema.module)
 
 
 def timm_model_ema():
@@ -108,7 +108,7 @@ def timm_model_ema():
     return module
 
 
-def follow_with(module, update, averaged):
+def assert_follows(module, update, averaged):
     """Compare with a peer; both begin with the weights of the first update."""
     sequences = [random_weights(shape=p.shape) for p in module.parameters()]
     for step in range(21):
