@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 Verdict = Literal["pass", "warn", "fail", "skip"]
@@ -32,6 +32,64 @@ CODES: frozenset[str] = frozenset(
         "ema_not_judging",
         "ema_not_both",
         "batch_norm_recalibrated",
+        # losses and outputs
+        "initial_loss",
+        "loss_not_at_chance",
+        "regularization_not_felt",
+        "softmax_before_ce",
+        "sigmoid_before_bce_logits",
+        "single_logit_softmax",
+        "loss_sign_flipped",
+        "loss_reduction_sum",
+        "loss_detached",
+        "broadcast_mismatch",
+        "dims_scrambled",
+        "output_range_mismatch",
+        "metric_wrong",
+        "wrong_num_classes",
+        # modes and steps
+        "missing_zero_grad",
+        "accumulation_unscaled",
+        "eval_mode_in_training",
+        "train_mode_in_validation",
+        "step_raised",
+        # data
+        "label_mismatch",
+        "constant_input",
+        "unnormalized_input",
+        "nan_in_data",
+        "train_val_mismatch",
+        "class_imbalance",
+        "unshuffled_data",
+        "future_leakage",
+        "batch_leakage",
+        "input_ignored",
+        # settings
+        "lr_too_high",
+        "lr_too_low",
+        "momentum_too_high",
+        "clip_too_small",
+        "weight_decay_too_high",
+        "dropout_too_high",
+        # parameters and gradients
+        "zero_init",
+        "bad_init_scale",
+        "saturated_activations",
+        "dead_relu",
+        "vanishing_gradients",
+        "exploding_gradients",
+        "frozen_params",
+        "params_not_in_optimizer",
+        "no_grad_flow",
+        "weights_not_updating",
+        "missing_nonlinearity",
+        "wrong_gradient",
+        "gradient_checked",
+        "gradient_not_checked",
+        # a tiny batch
+        "batch_overfitted",
+        "cannot_overfit_batch",
+        "overfit_not_judged",
     }
 )
 """Every code a finding may carry, one spelling each."""
@@ -89,3 +147,24 @@ class Finding:
             for name, value in self.evidence.items()
         }
         return {**dataclasses.asdict(self), "evidence": evidence}
+
+
+class ChecksFailedError(RuntimeError):
+    """Checks before a fit found something wrong, and were told to stop the fit.
+
+    Attributes:
+        findings: All that failed.
+
+    Example:
+        >>> finding = Finding(check="a", code="zero_init", verdict="fail", message="All are zero.")
+        >>> ChecksFailedError([finding]).findings == (finding,)
+        True
+    """
+
+    def __init__(self, findings: Sequence[Finding]) -> None:
+        lines = [
+            f"{f.check}: {f.code} {f.where}".rstrip() + f": {f.message} {f.hint}" for f in findings
+        ]
+        count = "One check" if len(lines) == 1 else f"{len(lines)} checks"
+        super().__init__("\n- ".join([f"{count} before the fit failed:", *lines]))
+        self.findings = tuple(findings)

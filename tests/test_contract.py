@@ -16,7 +16,7 @@ from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 
 import lightning_tuning
-from lightning_tuning import EMAWeights, LRRangeTest, OneCycle
+from lightning_tuning import EMAWeights, InitialLossCheck, LRRangeTest, OneCycle
 from tests.processes import run_on_ranks
 from tests.toys import Classifier, loader
 
@@ -52,6 +52,12 @@ CALLBACKS = [
         {"decay": 1.0, "half_life": "3 weeks", "every_n_steps": 0, "update_after_step": -1}
         | {"buffers": "all", "device": "cuda", "validate": "none", "after_fit": "both"},
         False,
+    ),
+    Entry(
+        InitialLossCheck,
+        {"num_batches": 3, "rtol": 0.4},
+        {"expected": "ln 10", "num_batches": 0, "rtol": 0.0, "on_fail": "stop"},
+        True,
     ),
     Entry(OneCycle, {"max_lr": 0.05}, {"max_lr": -1.0, "pct_start": 2.0, "total_steps": 0}, False),
 ]

@@ -46,7 +46,7 @@ def forward_batches(box: Sandbox, limit: int | None) -> Iterator[Tensor | None]:
 
 @contextlib.contextmanager
 def no_steps(trainer: Trainer, *, backward: bool = False) -> Iterator[None]:
-    """Let batches accumulate for ever; to be used inside a sandbox, which puts most back.
+    """Let batches accumulate for ever; to be used inside a sandbox, which puts back their traces.
 
     Under manual optimization the module sends losses backward itself, which is let be.
 
@@ -57,8 +57,12 @@ def no_steps(trainer: Trainer, *, backward: bool = False) -> Iterator[None]:
     Raises:
         CannotProbeError: The module steps an optimizer that the trainer does not know.
     """
-    trainer.fit_loop._skip_backward = not backward
-    trainer.fit_loop.epoch_loop.__dict__["_should_accumulate"] = lambda: True
+    fit_loop, epoch_loop = trainer.fit_loop, trainer.fit_loop.epoch_loop
+    skipped = fit_loop._skip_backward
+    fit_loop._skip_backward = not backward
+    epoch_loop.__dict__["_should_accumulate"] = lambda: True
+    # a scheduler has put a step of its own there
+    steps = [(optimizer, optimizer.__dict__.get("step")) for optimizer in trainer.optimizers]
     for optimizer in trainer.optimizers:
         optimizer.__dict__["step"] = _only_closure(optimizer.step)
     handle = register_optimizer_step_pre_hook(_refuse_step)
@@ -69,6 +73,12 @@ def no_steps(trainer: Trainer, *, backward: bool = False) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+        fit_loop._skip_backward = skipped
+        epoch_loop.__dict__.pop("_should_accumulate", None)
+        for optimizer, step in steps:
+            optimizer.__dict__.pop("step", None)
+            if step is not None:
+                optimizer.__dict__["step"] = step
         model.__dict__.update(flags)
 
 

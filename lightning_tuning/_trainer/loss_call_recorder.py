@@ -8,6 +8,7 @@ from typing import Any
 from torch.overrides import TorchFunctionMode
 
 from lightning_tuning.functional.loss_calls import LossCall, bound_call
+from lightning_tuning.functional.origins import Origins
 
 
 class LossCallRecorder(TorchFunctionMode):
@@ -29,6 +30,7 @@ class LossCallRecorder(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self._calls: list[LossCall] = []
+        self._origins = Origins()
 
     def __torch_function__(
         self,
@@ -39,8 +41,8 @@ class LossCallRecorder(TorchFunctionMode):
     ) -> Any:
         """Call the function, and note the call if it is one of a loss."""
         kwargs = kwargs or {}
-        value = func(*args, **kwargs)
-        call = bound_call(func, args, kwargs, value)
+        value = self._origins.note(func, args, kwargs, func(*args, **kwargs))
+        call = bound_call(func, args, kwargs, value, self._origins)
         if call is not None:
             self._calls.append(call)
         return value
@@ -48,4 +50,5 @@ class LossCallRecorder(TorchFunctionMode):
     def take(self) -> list[LossCall]:
         """Return the calls since the last time, in their order."""
         calls, self._calls = self._calls, []
+        self._origins = Origins()
         return calls

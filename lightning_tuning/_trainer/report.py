@@ -12,6 +12,7 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_tuning.findings import Finding
+from lightning_tuning.functional.findings_table import as_markdown, as_text
 
 FINDINGS_FILE = "findings.json"
 
@@ -19,29 +20,18 @@ FINDINGS_FILE = "findings.json"
 def report(trainer: Trainer, findings: Sequence[Finding]) -> None:
     """Show findings of a check: all ranks must call it.
 
-    Each is one line on the console of rank zero; the table goes to the text tab of TensorBoard,
-    and ``findings.json`` in the run's folder collects those of all checks.
+    A table goes to the console of rank zero and to the text tab of TensorBoard, and
+    ``findings.json`` in the run's folder collects those of all checks.
     """
-    for finding in findings:
-        rank_zero_info(f"[{finding.verdict}] {finding.check}: {finding.message} {finding.hint}")
+    if findings:
+        rank_zero_info(as_text(findings))
     folder = run_folder(trainer)
     if folder is None or not findings:
         return
     _add_to_file(folder / FINDINGS_FILE, findings)
     for experiment in experiments(trainer, "add_text"):
         check = findings[0].check
-        experiment.add_text(f"{check}/findings", as_table(findings), trainer.global_step)
-
-
-def as_table(findings: Sequence[Finding]) -> str:
-    """Return the findings as a Markdown table, worst first."""
-    order = ("fail", "warn", "skip", "pass")
-    rows = [
-        f"| {f.verdict} | {f.code} | {_cell(f.where)} | {_cell(f.message)} | {_cell(f.hint)} |"
-        for f in sorted(findings, key=lambda finding: order.index(finding.verdict))
-    ]
-    head = ["| verdict | code | where | what was measured | what to do |", "|---|---|---|---|---|"]
-    return "\n".join(head + rows)
+        experiment.add_text(f"{check}/findings", as_markdown(findings), trainer.global_step)
 
 
 def run_folder(trainer: Trainer) -> pathlib.Path | None:
@@ -75,7 +65,3 @@ def experiments(trainer: Trainer, method: str) -> list[Any]:
 def _add_to_file(path: pathlib.Path, findings: Sequence[Finding]) -> None:
     earlier = json.loads(path.read_text()) if path.exists() else []
     path.write_text(json.dumps(earlier + [f.to_dict() for f in findings], indent=1))
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")

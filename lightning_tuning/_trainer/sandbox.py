@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from types import TracebackType
 
 import torch
@@ -112,6 +112,7 @@ class Sandbox:
         *,
         after_step: Callable[[int, Tensor], bool | None],
         before_step: Callable[[int], None] | None = None,
+        batches: Iterable[ProbeBatch] | None = None,
     ) -> None:
         """Take optimizer steps; goes on from where the last run stopped, unless rewound.
 
@@ -120,14 +121,17 @@ class Sandbox:
             after_step: Called after each with its number (from 0) and the mean loss of its batches,
                 a detached scalar on the device; returning True ends the run.
             before_step: Called before the first batch of each step.
+            batches: What to train on instead of the fit's own data, for this run only.
 
         Raises:
             CannotProbeError: The data are empty, or the program takes no steps or has no loss.
         """
+        own = None if batches is None else self._losses_of_steps(batches)
         for step in range(num_steps):
             if before_step is not None:
                 before_step(step)
-            if after_step(step, self._next_loss()):
+            loss = self._next_loss() if own is None else next(own, None)
+            if loss is None or after_step(step, loss):
                 break
 
     def evaluate(self, *, num_batches: int) -> dict[str, Tensor]:
@@ -162,7 +166,7 @@ class Sandbox:
 
     def _next_loss(self) -> Tensor:
         if self._losses is None:
-            self._losses = self._losses_of_steps()
+            self._losses = self._losses_of_steps(self._endless_batches())
         try:
             return next(self._losses)
         except BaseException:
@@ -170,14 +174,14 @@ class Sandbox:
             self._losses = None
             raise
 
-    def _losses_of_steps(self) -> Generator[Tensor, None, None]:
+    def _losses_of_steps(self, batches: Iterable[ProbeBatch]) -> Generator[Tensor, None, None]:
         """Yield the mean loss of each accumulation window that ended with an optimizer step."""
         self.trainer.training = True
         begin_training(self.trainer)
         window: list[Tensor] = []
         idle = 0
         with StepCounter(self.trainer) as counter:
-            for batch in self._endless_batches():
+            for batch in batches:
                 if idle == _BATCHES_WITHOUT_STEP:
                     what = "an optimizer step" if window else "a loss"
                     raise CannotProbeError(f"{idle} batches gave not one with {what}")

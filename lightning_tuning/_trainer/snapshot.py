@@ -62,6 +62,8 @@ class Snapshot:
                 *(entry for o in trainer.optimizers for entry in (o.state, o.param_groups)),
             ],
         )
+        # a lazy layer becomes another class in its first forward pass
+        self._classes = [(part, type(part)) for part in module.modules()]
         self._random = get_random_state()
 
     def restore(self) -> None:
@@ -69,6 +71,8 @@ class Snapshot:
         reshard(self._module)
         _forget_unfinished_backward(self._model)
         self._objects.restore()
+        for part, cls in self._classes:
+            part.__class__ = cls
         torch.set_grad_enabled(self._grads_enabled)
         for fields in self._parameters:
             fields.restore()
@@ -128,6 +132,7 @@ class Shield:
         automatic.optim_progress = copy.deepcopy(automatic.optim_progress)
         manual.optim_step_progress = copy.deepcopy(manual.optim_step_progress)
         epoch_loop.batch_progress = copy.deepcopy(epoch_loop.batch_progress)
+        epoch_loop.scheduler_progress = copy.deepcopy(epoch_loop.scheduler_progress)
         epoch_loop._results = _ResultCollection(training=True)
         val_loop.batch_progress = copy.deepcopy(val_loop.batch_progress)
         val_loop._results = _ResultCollection(training=False)

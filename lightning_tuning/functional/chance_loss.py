@@ -100,8 +100,14 @@ def class_frequencies(calls: Sequence[LossCall]) -> Tensor:
 def _softmax_constants(calls: Sequence[LossCall]) -> tuple[Tensor, Tensor, str]:
     frequencies = class_frequencies(calls)
     classes = len(frequencies)
+    smoothing = float(calls[0].options.get("label_smoothing", 0.0))
+    weight = calls[0].options.get("weight")
+    # the minimum of the weighted and smoothed loss over all constant predictions
+    best = (1 - smoothing) * frequencies + smoothing / classes
+    if weight is not None:
+        best = best * weight.double().cpu()
     # a class that did not occur in these batches has a small share nevertheless
-    prior = frequencies.clamp(min=1e-9).log()
+    prior = (best / best.sum().clamp(min=1e-12)).clamp(min=1e-9).log()
     uniform = torch.full_like(prior, -math.log(classes))
     return uniform, prior, f"ln {classes}"
 

@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn._reduction import legacy_get_string
 
+from lightning_tuning.functional.origins import Origin, Origins
+
 _NAMES = (
     *("cross_entropy", "nll_loss", "binary_cross_entropy", "binary_cross_entropy_with_logits"),
     *("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "gaussian_nll_loss"),
@@ -30,7 +32,9 @@ class LossCall:
         input: What the model gave.
         target: What it is compared with.
         options: All other arguments, by name.
-        value: What came out.
+        value: What came out, detached.
+        result: The same, in the program's graph.
+        origin: The activation that ``input`` is the result of.
     """
 
     name: str
@@ -38,6 +42,21 @@ class LossCall:
     target: Tensor
     options: Mapping[str, Any]
     value: Tensor
+    result: Tensor
+    origin: Origin | None = None
+
+    @property
+    def trained(self) -> bool:
+        """Whether its value depends on something that learns."""
+        return self.result.requires_grad
+
+    @property
+    def slope(self) -> float | None:
+        """How the loss that went backward rises with this value; None if it does not at all.
+
+        Known after a backward pass of a recorded step.
+        """
+        return None if self.result.grad is None else float(self.result.grad.sum())
 
     @property
     def reduction(self) -> str:
@@ -65,7 +84,11 @@ class LossCall:
 
 
 def bound_call(
-    function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], value: Any
+    function: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    value: Any,
+    origins: Origins | None = None,
 ) -> LossCall | None:
     """Return what a call of a loss function was; None if it is no loss function, or malformed.
 
@@ -76,6 +99,7 @@ def bound_call(
         args: Its arguments.
         kwargs: Its arguments by name.
         value: What it returned.
+        origins: The activations of the step so far.
     """
     name = getattr(function, "__name__", "")
     if LOSS_FUNCTIONS.get(name) is not function or not isinstance(value, Tensor):
@@ -85,10 +109,21 @@ def bound_call(
     output, target = options.pop("input"), options.pop("target")
     if not isinstance(output, Tensor) or not isinstance(target, Tensor):
         return None
+    origin = None if origins is None else origins.of(bound.arguments["input"])
     average, reduce = options.pop("size_average", None), options.pop("reduce", None)
     if average is not None or reduce is not None:
         options["reduction"] = legacy_get_string(average, reduce, emit_warning=False)
-    return LossCall(name=name, input=output, target=target, options=options, value=value.detach())
+    if value.requires_grad and not value.is_leaf:
+        value.retain_grad()
+    return LossCall(
+        name=name,
+        input=output,
+        target=target,
+        options=options,
+        value=value.detach(),
+        result=value,
+        origin=origin,
+    )
 
 
 def _detached(value: Any) -> Any:

@@ -5,6 +5,7 @@ Each returns a module, the arguments of ``fit`` and the settings of its trainer.
 
 import collections
 import random
+import warnings
 
 import numpy as np
 import torch
@@ -110,6 +111,22 @@ def plain():
 @program
 def no_validation():
     return Net(), {"train_dataloaders": loader()}, {}
+
+
+class ShapedByHand(Net):
+    """A lazy layer that has its shape, but becomes a plain one in its first forward pass only."""
+
+    def __init__(self):
+        super().__init__()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch says that lazy layers are new
+            self.layers[0] = nn.LazyLinear(8)
+        self.layers[0].initialize_parameters(torch.zeros(1, 4))
+
+
+@program
+def lazy_layer_that_has_its_shape():
+    return ShapedByHand(), {"train_dataloaders": loader()}, {}
 
 
 @program

@@ -128,3 +128,22 @@ def test_sequences_of_different_length():
 def test_a_loss_without_a_level():
     output = functional.log_softmax(torch.randn(4, 3), 1)
     assert chance_level([called("kl_div", output, torch.rand(4, 3), reduction="batchmean")]) is None
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+@pytest.mark.parametrize("weight", [None, torch.tensor([1.0, 5.0, 2.0, 0.5, 3.0])])
+def test_no_constant_prediction_is_better_than_the_prior(smoothing, weight):
+    target = labels()
+    settings = {"label_smoothing": smoothing, "weight": weight}
+    level = chance_level([called("cross_entropy", torch.zeros(60, 5), target, **settings)])
+    free = torch.zeros(5, requires_grad=True)
+    optimizer = torch.optim.LBFGS([free], max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure():
+        optimizer.zero_grad()
+        loss = functional.cross_entropy(free.expand(60, 5), target, **settings)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    assert level.prior == pytest.approx(closure().item(), rel=1e-4)

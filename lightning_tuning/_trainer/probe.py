@@ -1,0 +1,354 @@
+"""Experiments with a program before its fit: single steps, short runs, each from the same start."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import itertools
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loops.utilities import _block_parallel_sync_behavior
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor
+
+from lightning_tuning._trainer.batches import ProbeBatch
+from lightning_tuning._trainer.errors import CannotProbeError
+from lightning_tuning._trainer.forward_only import no_steps, silence
+from lightning_tuning._trainer.loss_call_recorder import LossCallRecorder
+from lightning_tuning._trainer.sandbox import Sandbox
+from lightning_tuning._trainer.snapshot import Snapshot
+from lightning_tuning._trainer.steps import begin_training, training_batch
+from lightning_tuning.functional.loss_calls import LossCall
+
+Mode = Literal["live", "silent", "eval"]
+Watch = contextlib.AbstractContextManager[Any]
+_JUDGED_BATCHES = 4
+_READ: weakref.WeakKeyDictionary[object, tuple[int, list[ProbeBatch]]]
+_READ = weakref.WeakKeyDictionary()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Step:
+    """What one training step did.
+
+    Attributes:
+        loss: What it returned, or sent backward; detached. None where there is none.
+        calls: The loss functions it called, in their order.
+    """
+
+    loss: Tensor | None
+    calls: tuple[LossCall, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a short training did.
+
+    Attributes:
+        losses: The training loss of each optimizer step.
+        before: The mean loss over a few fixed training batches, without dropout, at the start.
+        after: The same at the end.
+        error: What the program said where it broke down.
+    """
+
+    losses: tuple[float, ...]
+    before: float
+    after: float
+    error: str = ""
+
+
+class StepError(CannotProbeError):
+    """The program's own step raised; ``calls`` are the losses it had called until then."""
+
+    def __init__(self, error: Exception, calls: Sequence[LossCall]) -> None:
+        super().__init__(f"training_step raised {type(error).__name__}: {error}")
+        self.error = error
+        self.calls = tuple(calls)
+
+
+class Probe:
+    """A sandbox for experiments; whatever happens in it is put back on leaving.
+
+    Args:
+        trainer: A trainer in ``on_train_start``.
+        module: Its module.
+
+    Raises:
+        CannotProbeError: On entry: the program can't be put back.
+    """
+
+    def __init__(self, trainer: Trainer, module: LightningModule) -> None:
+        self.trainer = trainer
+        self.module = module
+        self.box = Sandbox(trainer, module)
+        self._base: Snapshot | None = None
+        self._stack = contextlib.ExitStack()
+        self._still = contextlib.ExitStack()
+
+    def __enter__(self) -> Probe:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_eagerly())
+            stack.enter_context(self.box)
+            stack.callback(self._move)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stack.__exit__(kind, error, traceback)
+
+    def batches(self, count: int) -> list[ProbeBatch]:
+        """Return the first batches of a pass on the host, or all where there are fewer.
+
+        They are read once for all checks of a fit. Don't write into them.
+        """
+        loader = self.trainer.fit_loop._combined_loader
+        asked, known = _READ.get(loader, (0, []))
+        if asked < count:
+            self.rewind()
+            one_pass = self.box._batches.one_pass(epoch=self.trainer.current_epoch)
+            known = list(itertools.islice((b for b in one_pass if b.data is not None), count))
+            _READ[loader] = (count, known)
+            self.box.rewind()
+        return known[:count]
+
+    def rewind(self) -> None:
+        """Go back to the fit's start."""
+        self._move()
+        self.box.rewind()
+
+    def step(
+        self,
+        batch: ProbeBatch,
+        *,
+        mode: Mode = "live",
+        backward: bool = False,
+        seed: int | None = None,
+        watch: Sequence[Watch] = (),
+    ) -> Step:
+        """Run ``training_step`` on a batch without a step of an optimizer.
+
+        The next step starts from the same weights, buffers, attributes and random numbers.
+        Gradients may be read by what watches; afterwards they are gone.
+
+        Args:
+            batch: The batch, on the host.
+            mode: ``"live"`` as in training; ``"silent"`` without dropout, BatchNorm by the batch;
+                ``"eval"`` in evaluation mode.
+            backward: Whether the loss goes backward.
+            seed: A start of the random numbers; None for the fit's own.
+            watch: Contexts to be active around the step.
+
+        Raises:
+            StepError: The program's step raised.
+        """
+        base = self._stand_still()
+        recorder = LossCallRecorder()
+        self.trainer.fit_loop._skip_backward = not backward
+        _set_mode(self.module, mode)
+        if seed is not None:
+            torch.manual_seed(seed)
+        try:
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(_block_parallel_sync_behavior(self.trainer.strategy))
+                for context in (recorder, *watch):
+                    stack.enter_context(context)
+                loss = training_batch(self.trainer, _copied(batch), self.box._recorder)
+        except StopIteration:
+            loss = None
+        except CannotProbeError:
+            raise
+        except Exception as error:
+            raise StepError(error, recorder.take()) from error
+        finally:
+            self.box._recorder.take()
+            base.restore()
+        return Step(loss=loss, calls=tuple(recorder.take()))
+
+    def settle(self, num_steps: int) -> None:
+        """Take a few optimizer steps; single steps then start from there, until a rewind."""
+        self.rewind()
+        self._train(num_steps, None, ())
+        self._stand_still(begin=False)
+
+    def validate(self, *, num_batches: int = 2, watch: Sequence[Watch] = ()) -> dict[str, Tensor]:
+        """Run the program's validation on a few batches, always from the same state.
+
+        Returns:
+            What it logged, by name.
+
+        Raises:
+            CannotProbeError: There is no validation data.
+            StepError: The program's step raised.
+        """
+        base = self._stand_still()
+        try:
+            with contextlib.ExitStack() as stack:
+                for context in watch:
+                    stack.enter_context(context)
+                return self.box.evaluate(num_batches=num_batches)
+        except CannotProbeError:
+            raise
+        except Exception as error:
+            raise StepError(error, ()) from error
+        finally:
+            base.restore()
+
+    def validation_batches(self, count: int) -> list[Any]:
+        """Return the data of the first batches of the first validation loader, on the host.
+
+        Raises:
+            CannotProbeError: There is no validation data.
+        """
+        self.validate(num_batches=count)
+        assert self.box._validation is not None
+        loaders, _ = self.box._validation
+        return list(loaders.flattened[0].data)
+
+    def run(
+        self,
+        num_steps: int,
+        *,
+        prepare: Callable[[], None] | None = None,
+        batches: Sequence[ProbeBatch] | None = None,
+        change: Callable[[Any], Any] | None = None,
+        schedules: bool = True,
+        judged_by: Sequence[ProbeBatch] | None = None,
+        watch: Sequence[Watch] = (),
+        until: Callable[[int, Tensor], bool] | None = None,
+    ) -> Run:
+        """Train from the fit's start, and judge it on a few training batches.
+
+        Args:
+            num_steps: Optimizer steps.
+            prepare: Changes something about the program before the first step.
+            batches: What to train on, over and over; None for the fit's own order.
+            change: Changes the data of each batch, on the host, for training and judging.
+            schedules: Whether schedulers that go by steps do so.
+            judged_by: The batches to judge by; None for the first four.
+            watch: Contexts to be active during training.
+            until: Called after each step with its number and its loss on the device; True ends it.
+        """
+        judges = self.batches(_JUDGED_BATCHES) if judged_by is None else list(judged_by)
+        self.rewind()
+        if prepare is not None:
+            prepare()
+        before = self._judged(judges, change, begin=True)
+        source = self._source(batches, change)
+        losses: list[Tensor] = []
+
+        def note(step: int, loss: Tensor) -> bool:
+            losses.append(loss)
+            if schedules:
+                self.trainer.fit_loop.epoch_loop.update_lr_schedulers(
+                    "step", update_plateau_schedulers=False
+                )
+            return until is not None and until(step, loss)
+
+        problem = ""
+        try:
+            self._train(num_steps, source, watch, note)
+        except CannotProbeError:
+            raise
+        except Exception as error:  # a diverged program may say anything
+            problem = f"{type(error).__name__}: {error}"
+        after = float("nan") if problem else self._judged(judges, change, begin=False)
+        return Run(losses=self.on_host(losses), before=before, after=after, error=problem)
+
+    def _source(
+        self, batches: Sequence[ProbeBatch] | None, change: Callable[[Any], Any] | None
+    ) -> Iterator[ProbeBatch] | None:
+        if batches is None and change is None:
+            return None
+        own = self.box._endless_batches() if batches is None else itertools.cycle(batches)
+        return (_changed(batch, change) for batch in own)
+
+    def _train(
+        self,
+        num_steps: int,
+        source: Iterator[ProbeBatch] | None,
+        watch: Sequence[Watch],
+        note: Callable[[int, Tensor], bool | None] = lambda _step, _loss: None,
+    ) -> None:
+        with contextlib.ExitStack() as stack:
+            for context in watch:
+                stack.enter_context(context)
+            self.box.run(num_steps, after_step=note, batches=source)
+
+    def _judged(
+        self, judges: Sequence[ProbeBatch], change: Callable[[Any], Any] | None, *, begin: bool
+    ) -> float:
+        """Return the mean loss over fixed batches at the present weights, which stay."""
+        losses = []
+        now = Snapshot(self.trainer, self.module)
+        self._stand_still(begin=begin)
+        try:
+            for batch in judges:
+                step = self.step(_changed(batch, change), mode="silent", seed=1)
+                if step.loss is not None:
+                    losses.append(step.loss)
+        finally:
+            self._move()
+            now.restore()
+        values = self.on_host(losses)
+        return sum(values) / len(values) if values else float("nan")
+
+    def _stand_still(self, *, begin: bool = True) -> Snapshot:
+        if self._base is None:
+            self.trainer.training = True
+            if begin:
+                begin_training(self.trainer)
+            self._still.enter_context(no_steps(self.trainer))
+            self._base = Snapshot(self.trainer, self.module)
+        return self._base
+
+    def _move(self) -> None:
+        self._still.close()
+        self._base = None
+
+    def on_host(self, losses: Sequence[Tensor]) -> tuple[float, ...]:
+        """Bring scalars to the host with one transfer, as means over the ranks."""
+        if not losses:
+            return ()
+        values = torch.stack([loss.detach().reshape(()).float() for loss in losses])
+        if self.trainer.world_size > 1:
+            values = self.trainer.strategy.broadcast(
+                self.trainer.strategy.reduce(values, reduce_op="mean")
+            )
+        return tuple(values.tolist())
+
+
+def forget_batches(trainer: Trainer) -> None:
+    """Let go of the batches that the checks of this fit have read."""
+    _READ.pop(trainer.fit_loop._combined_loader, None)
+
+
+def _set_mode(module: LightningModule, mode: Mode) -> None:
+    if mode == "eval":
+        module.eval()
+    elif mode == "silent":
+        silence(module)
+
+
+def _copied(batch: ProbeBatch) -> ProbeBatch:
+    return _changed(batch, lambda data: apply_to_collection(data, Tensor, torch.clone))
+
+
+def _changed(batch: ProbeBatch, change: Callable[[Any], Any] | None) -> ProbeBatch:
+    return batch if change is None else batch._replace(data=change(copy.copy(batch.data)))
+
+
+def _eagerly() -> Watch:
+    """Run compiled modules as they are written, since a graph hides its calls."""
+    stance: Watch = torch.compiler.set_stance("force_eager")
+    return stance

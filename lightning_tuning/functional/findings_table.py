@@ -1,0 +1,98 @@
+"""Findings as text for a console and as Markdown."""
+
+from __future__ import annotations
+
+import textwrap
+from collections import Counter
+from collections.abc import Sequence
+
+from lightning_tuning.findings import Finding, Verdict
+
+WIDTH = 100
+_ORDER: tuple[Verdict, ...] = ("fail", "warn", "skip", "pass")
+_WORDS = {"fail": "failed", "warn": "warned", "skip": "not checked", "pass": "passed"}
+_FEW = 3
+_VERDICT, _CODE = 6, 27
+
+
+def worst_first(findings: Sequence[Finding]) -> list[Finding]:
+    """Return the findings in the order fail, warn, skip, pass.
+
+    Example:
+        >>> made = [
+        ...     Finding(check="a", code="zero_init", verdict=verdict, message="m")
+        ...     for verdict in ("pass", "fail")
+        ... ]
+        >>> [finding.verdict for finding in worst_first(made)]
+        ['fail', 'pass']
+    """
+    return sorted(findings, key=lambda finding: _ORDER.index(finding.verdict))
+
+
+def as_text(findings: Sequence[Finding], *, width: int = WIDTH) -> str:
+    """Return the findings of one check as a table for a console.
+
+    What failed or warned is told in full, with what to do; where there are many answers, those
+    that passed or could not be checked are only named.
+
+    Args:
+        findings: Of one check.
+        width: At most so many characters a line.
+
+    Example:
+        >>> finding = Finding(
+        ...     check="wiring_check", code="zero_init", verdict="fail", message="All is zero.",
+        ...     hint="Draw the weights.", where="net.0.weight",
+        ... )
+        >>> print(as_text([finding]))
+        wiring_check: 1 failed
+        fail  zero_init                  net.0.weight: All is zero. -> Draw the weights.
+    """
+    counts = Counter(finding.verdict for finding in findings)
+    told = ", ".join(f"{counts[v]} {_WORDS[v]}" for v in _ORDER if counts[v])
+    lines = textwrap.wrap(f"{findings[0].check}: {told}", width)
+    quiet: dict[Verdict, list[Finding]] = {"skip": [], "pass": []}
+    for finding in worst_first(findings):
+        if finding.verdict in quiet and len(findings) > _FEW:
+            quiet[finding.verdict].append(finding)
+        else:
+            lines += _row(finding, width)
+    for verdict, those in quiet.items():
+        if those:
+            names = ", ".join(dict.fromkeys(finding.code for finding in those))
+            lines += _wrapped(verdict, "", names, width)
+    return "\n".join(lines)
+
+
+def as_markdown(findings: Sequence[Finding]) -> str:
+    """Return the findings as a Markdown table, worst first.
+
+    Example:
+        >>> finding = Finding(check="a", code="zero_init", verdict="pass", message="Fine.")
+        >>> as_markdown([finding]).splitlines()[2]
+        '| pass | zero_init |  | Fine. |  |'
+    """
+    rows = [
+        f"| {f.verdict} | {f.code} | {_cell(f.where)} | {_cell(f.message)} | {_cell(f.hint)} |"
+        for f in worst_first(findings)
+    ]
+    head = ["| verdict | code | where | what was measured | what to do |", "|---|---|---|---|---|"]
+    return "\n".join(head + rows)
+
+
+def _row(finding: Finding, width: int) -> list[str]:
+    where = f"{finding.where}: " if finding.where else ""
+    hint = f" -> {finding.hint}" if finding.hint else ""
+    return _wrapped(finding.verdict, finding.code, f"{where}{finding.message}{hint}", width)
+
+
+def _wrapped(verdict: str, code: str, text: str, width: int) -> list[str]:
+    margin = _VERDICT + (_CODE if code else 0)
+    start = f"{verdict:{_VERDICT}}{code:{_CODE if code else 0}}"
+    return textwrap.wrap(
+        text, width, initial_indent=start.ljust(margin), subsequent_indent=" " * margin
+    )
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
