@@ -1,12 +1,14 @@
 """The craft of training neural networks, as drop-in PyTorch Lightning callbacks."""
 
 from lightning_tuning.callbacks.ema import EMAWeights
+from lightning_tuning.callbacks.gradient_check import GradientCheck
 from lightning_tuning.callbacks.initial_loss_check import InitialLossCheck
 from lightning_tuning.callbacks.lr_range_test import LRRangeTest, lr_range_test
 from lightning_tuning.callbacks.one_cycle import OneCycle
 from lightning_tuning.findings import ChecksFailedError, Finding
 from lightning_tuning.functional.checkpoint_weights import checkpoint_weights
 from lightning_tuning.functional.ema import ema_decay
+from lightning_tuning.functional.gradient_check import GradientCheckResult
 from lightning_tuning.functional.initial_loss import InitialLossResult
 from lightning_tuning.functional.lr_range_test import LRRangeResult
 from lightning_tuning.functional.one_cycle import (
@@ -21,6 +23,8 @@ __all__ = [
     "ChecksFailedError",
     "EMAWeights",
     "Finding",
+    "GradientCheck",
+    "GradientCheckResult",
     "InitialLossCheck",
     "InitialLossResult",
     "LRRangeResult",

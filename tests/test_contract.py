@@ -16,7 +16,13 @@ from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 
 import lightning_tuning
-from lightning_tuning import EMAWeights, InitialLossCheck, LRRangeTest, OneCycle
+from lightning_tuning import (
+    EMAWeights,
+    GradientCheck,
+    InitialLossCheck,
+    LRRangeTest,
+    OneCycle,
+)
 from tests.processes import run_on_ranks
 from tests.toys import Classifier, loader
 
@@ -52,6 +58,12 @@ CALLBACKS = [
         {"decay": 1.0, "half_life": "3 weeks", "every_n_steps": 0, "update_after_step": -1}
         | {"buffers": "all", "device": "cuda", "validate": "none", "after_fit": "both"},
         False,
+    ),
+    Entry(
+        GradientCheck,
+        {"num_entries": 4, "burn_in_steps": 2},
+        {"num_entries": 0, "eps": 0.0, "num_samples": 0, "burn_in_steps": -1, "on_fail": "ignore"},
+        True,
     ),
     Entry(
         InitialLossCheck,
