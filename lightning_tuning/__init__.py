@@ -5,6 +5,8 @@ from lightning_tuning.callbacks.gradient_check import GradientCheck
 from lightning_tuning.callbacks.initial_loss_check import InitialLossCheck
 from lightning_tuning.callbacks.lr_range_test import LRRangeTest, lr_range_test
 from lightning_tuning.callbacks.one_cycle import OneCycle
+from lightning_tuning.callbacks.overfit_batch_check import OverfitBatchCheck
+from lightning_tuning.callbacks.wiring_check import WiringCheck
 from lightning_tuning.findings import ChecksFailedError, Finding
 from lightning_tuning.functional.checkpoint_weights import checkpoint_weights
 from lightning_tuning.functional.ema import ema_decay
@@ -16,6 +18,7 @@ from lightning_tuning.functional.one_cycle import (
     one_cycle,
     one_cycle_schedule,
 )
+from lightning_tuning.functional.overfit_batch import OverfitBatchResult
 
 __version__ = "0.1.0"
 
@@ -31,6 +34,9 @@ __all__ = [
     "LRRangeTest",
     "OneCycle",
     "OneCycleSchedule",
+    "OverfitBatchCheck",
+    "OverfitBatchResult",
+    "WiringCheck",
     "checkpoint_weights",
     "ema_decay",
     "lr_range_test",

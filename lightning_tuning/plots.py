@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from lightning_tuning.functional.lr_range_test import LRRangeResult, LRSweep
 from lightning_tuning.functional.one_cycle import OneCycleSchedule
+from lightning_tuning.functional.overfit_batch import OverfitBatchResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -136,3 +137,40 @@ def _title(result: LRRangeResult) -> str:
         if value is not None
     ]
     return ", ".join([f"Learning-rate range test: {result.suggestion:.2e}", *best])
+
+
+def plot_overfit_batch(result: OverfitBatchResult) -> Figure:
+    """Draw the loss on the tiny batch over the steps, of each run, with chance and floor.
+
+    Args:
+        result: What ``OverfitBatchCheck.result`` holds.
+
+    Returns:
+        A figure that belongs to no window; ``figure.savefig("overfit.png")`` writes it.
+
+    Example:
+        >>> from lightning_tuning.functional.overfit_batch import OverfitRun
+        >>> run = OverfitRun(rate=0.1, factor=1.0, losses=(2.0, 0.5))
+        >>> result = OverfitBatchResult(samples=20, chance=2.0, floor=0.0, target=0.1, runs=(run,))
+        >>> len(plot_overfit_batch(result).axes)
+        1
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for run in result.runs:
+        width = 2.0 if run is result.best else 1.0
+        axes.plot(run.losses, linewidth=width, label=f"learning rate {run.rate:.2g}")
+    if result.zeroed is not None:
+        axes.plot(result.zeroed.losses, color="0.5", linestyle="--", label="zeros for inputs")
+    for level, name in ((result.chance, "chance"), (result.floor, "floor")):
+        if level is not None:
+            axes.axhline(level, color="0.3", linestyle=":", linewidth=1)
+            axes.text(0, level, name, fontsize="x-small")
+    top = max((x for x in (result.start, result.chance) if x is not None and x > 0), default=1.0)
+    axes.set_yscale("symlog", linthresh=max(1e-3 * top, 1e-12))
+    done = "learnt by heart" if result.overfitted else f"{result.share:.0%} of the way done"
+    axes.set(xlabel="step", ylabel="training loss", title=f"A tiny batch, over and over: {done}")
+    axes.legend(fontsize="small", loc="best")
+    return figure

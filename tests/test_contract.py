@@ -22,6 +22,8 @@ from lightning_tuning import (
     InitialLossCheck,
     LRRangeTest,
     OneCycle,
+    OverfitBatchCheck,
+    WiringCheck,
 )
 from tests.processes import run_on_ranks
 from tests.toys import Classifier, loader
@@ -69,6 +71,18 @@ CALLBACKS = [
         InitialLossCheck,
         {"num_batches": 3, "rtol": 0.4},
         {"expected": "ln 10", "num_batches": 0, "rtol": 0.0, "on_fail": "stop"},
+        True,
+    ),
+    Entry(
+        OverfitBatchCheck,
+        {"num_samples": 8, "max_steps": 20},
+        {"num_samples": 0, "max_steps": 0, "target_loss": "low", "lr": 0.0, "on_fail": "stop"},
+        True,
+    ),
+    Entry(
+        WiringCheck,
+        {"on_fail": "raise"},
+        {"checks": ["no_such_check"], "skip": ["no_such_check"], "on_fail": "stop"},
         True,
     ),
     Entry(OneCycle, {"max_lr": 0.05}, {"max_lr": -1.0, "pct_start": 2.0, "total_steps": 0}, False),

@@ -68,7 +68,8 @@ def measure_initial_loss(
 
 def _progress(probe: Probe, terms: tuple[Any, ...], rtol: float) -> float | None:
     """Train a little where a term lies above chance; None where nothing needs it or can tell."""
-    if all(term.place(rtol) != "above" for term in terms):
+    above = any(term.place(rtol) == "above" for term in terms)
+    if not probe.trainer.strategy.broadcast(above):
         return None
     ordinary = ordinary_run(probe)
     return ordinary.progress if ordinary.judgeable else None

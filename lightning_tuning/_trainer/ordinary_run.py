@@ -12,7 +12,8 @@ from lightning_tuning._trainer.probe import Probe, Run, Step
 from lightning_tuning.functional.chance_loss import chance_level
 from lightning_tuning.functional.progress import progress
 
-_STEPS = 100
+STEPS = 100
+"""So many optimizer steps; a run to compare with takes as many."""
 _SECONDS = 20.0
 _BAD = 0.1
 _KNOWN: weakref.WeakKeyDictionary[object, OrdinaryRun] = weakref.WeakKeyDictionary()
@@ -75,8 +76,9 @@ class OutOfTime:
 
 
 def _measured(probe: Probe) -> OrdinaryRun:
+    probe.rewind()
     steps = [probe.step(batch, mode="silent") for batch in probe.batches(4)]
-    run = probe.run(_STEPS, until=within_time(probe))
+    run = probe.run(STEPS, until=within_time(probe))
     chance = _chance(steps)
     return OrdinaryRun(
         run=run,

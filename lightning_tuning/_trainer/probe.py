@@ -262,7 +262,12 @@ class Probe:
             raise
         except Exception as error:  # a diverged program may say anything
             problem = f"{type(error).__name__}: {error}"
-        after = float("nan") if problem else self._judged(judges, change, begin=False)
+        after = float("nan")
+        if not problem:
+            try:
+                after = self._judged(judges, change, begin=False)
+            except StepError as error:
+                problem = str(error)
         return Run(losses=self.on_host(losses), before=before, after=after, error=problem)
 
     def _source(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 ACTIVATIONS = frozenset(
     {
@@ -53,7 +54,7 @@ class Origin:
 
 
 class Origins:
-    """Remembers the activations of one step; it holds the tensors as long as it lives.
+    """Remembers the activations of one step; what they made lives no longer for it.
 
     Example:
         >>> import torch
@@ -65,12 +66,11 @@ class Origins:
     """
 
     def __init__(self) -> None:
-        self._known: dict[int, tuple[Tensor, Origin]] = {}
+        self._known: MutableMapping[Tensor, Origin] = WeakTensorKeyDictionary()
 
     def of(self, tensor: Tensor) -> Origin | None:
         """Return what made the tensor; None for anything but an activation."""
-        found = self._known.get(id(tensor))
-        return None if found is None else found[1]
+        return self._known.get(tensor)
 
     def note(
         self,
@@ -95,7 +95,7 @@ class Origins:
                 input=source.detach(),
                 before=before,
             )
-            self._known[id(value)] = (value, origin)
+            self._known[value] = origin
         elif before is not None:
-            self._known[id(value)] = (value, before)
+            self._known[value] = before
         return value

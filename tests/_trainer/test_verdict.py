@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import types
 
 import pytest
 from lightning.pytorch import Callback, Trainer
@@ -88,6 +89,18 @@ def test_ranks_agree_on_the_worst():
     assert one == other == [("zero_init", "fail"), ("lr_too_low", "pass")]
 
 
+class NoProbe:
+    """What rules are judged in, here without a program."""
+
+    trainer = types.SimpleNamespace(world_size=1)
+
+    def rewind(self):
+        pass
+
+    def __str__(self):
+        return "it"
+
+
 def test_a_topic_is_measured_once_and_only_where_a_rule_wants_it():
     measured = []
 
@@ -100,7 +113,7 @@ def test_a_topic_is_measured_once_and_only_where_a_rule_wants_it():
         return Topic(measure=measure, rules=rules)
 
     topics = [topic("a", "zero_init", "lr_too_low"), topic("b", "broadcast_mismatch")]
-    found = judge("it", topics, {"zero_init", "lr_too_low"})
+    found = judge(NoProbe(), topics, {"zero_init", "lr_too_low"})
     assert measured == ["a"]
     assert [(f.code, f.message) for f in found] == [
         ("zero_init", "it is fine."),
@@ -112,7 +125,7 @@ def test_what_cannot_be_measured_is_a_skip_with_the_reason():
     def measure(probe):
         raise CannotProbeError("there is no loss")
 
-    found = judge("it", [Topic(measure=measure, rules={"zero_init": wiring})], {"zero_init"})
+    found = judge(NoProbe(), [Topic(measure=measure, rules={"zero_init": wiring})], {"zero_init"})
     assert [(f.verdict, f.code, f.message) for f in found] == [
         ("skip", "zero_init", "Not checked: there is no loss.")
     ]

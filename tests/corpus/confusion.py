@@ -2,8 +2,10 @@
 
 import argparse
 import contextlib
+import importlib
 import io
 import logging
+import pathlib
 import re
 import time
 import warnings
@@ -53,6 +55,12 @@ def line(program, findings, seconds):
     return f"{verdict} {program.name:28} {seconds:5.1f}s {sorted(program.codes) or ''} {text}"
 
 
+def modules(start):
+    """All files of programs whose name begins so."""
+    paths = sorted(pathlib.Path(__file__).parent.glob(f"{start}_*.py"))
+    return [importlib.import_module(f"tests.corpus.{path.stem}") for path in paths]
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("checks", help="class names, joined by commas")
@@ -63,10 +71,18 @@ def main():
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     logging.getLogger("lightning_utilities.core.rank_zero").setLevel(logging.ERROR)
     torch.set_num_threads(1)
+    second = [pair for module in modules("second_broken") for pair in module.PAIRS]
+    third = [pair for module in modules("third_broken") for pair in module.PAIRS]
     programs = {
         "broken": [broken for broken, _ in test_broken.PAIRS],
         "repaired": [repaired for _, repaired in test_broken.PAIRS],
         "healthy": test_healthy.PROGRAMS,
+        "second_broken": [broken for broken, _ in second],
+        "second_repaired": [repaired for _, repaired in second],
+        "second_healthy": [p for module in modules("second_healthy") for p in module.PROGRAMS],
+        "third_broken": [broken for broken, _ in third],
+        "third_repaired": [repaired for _, repaired in third],
+        "third_healthy": [p for module in modules("third_healthy") for p in module.PROGRAMS],
     }
     for kind in options.kind.split(","):
         counts = {}

@@ -1,0 +1,70 @@
+"""Reads the order of the targets; where they are sorted, trains in a random order as well."""
+
+from __future__ import annotations
+
+import torch
+
+from lightning_tuning._trainer.data_leaves import RandomExamples, first_pass, leaves, target_path
+from lightning_tuning._trainer.errors import CannotProbeError
+from lightning_tuning._trainer.ordinary_run import STEPS, within_time
+from lightning_tuning._trainer.probe import Probe
+from lightning_tuning._trainer.topic import Topic
+from lightning_tuning.functional.rescue import Trained
+from lightning_tuning.functional.wiring_order import (
+    OrderEvidence,
+    TargetOrder,
+    target_order,
+    unshuffled_data,
+)
+
+_BATCHES = 400
+_SECONDS = 4.0
+_MOST_STEPS = 300
+_JUDGES = 8
+
+
+def measure(probe: Probe) -> OrderEvidence:
+    """Read the targets of the first pass, and train in their order and in a random one."""
+    if len(probe.trainer.optimizers) != 1:
+        raise CannotProbeError("the loss of several optimizers does not tell how well they train")
+    probe.rewind()
+    order, batches = _order(probe)
+    if order is None or not order.is_sorted:
+        return OrderEvidence(order=order)
+    if probe.trainer.world_size > 1:
+        return OrderEvidence(order=order, reason="the data are spread over several processes")
+    try:
+        examples = RandomExamples(probe)
+    except CannotProbeError as error:
+        return OrderEvidence(order=order, reason=str(error))
+    steps = min(max(batches, STEPS), _MOST_STEPS)
+    # values may also rise with time: what comes later is not to be known yet
+    among = len(examples)
+    if not order.classes and batches > steps:
+        among = max(1, min(among, order.count * steps // batches))
+    judges = examples.draw(_JUDGES, among=among)
+    training = examples.draw(steps, among=among)
+    plain = probe.run(steps, judged_by=judges, until=within_time(probe))
+    if len(plain.losses) < min(steps, batches) or not judges or len(training) < 4:
+        return OrderEvidence(order=order, reason="a pass takes too long")
+    trained = Trained(before=plain.before, after=plain.after)
+    if not trained.may_be_cured:
+        return OrderEvidence(order=order, in_order=trained)
+    until = within_time(probe)
+    mixed = probe.run(steps, batches=training, judged_by=judges, until=until)
+    return OrderEvidence(order=order, in_order=trained, at_random=mixed.after)
+
+
+def _order(probe: Probe) -> tuple[TargetOrder | None, int]:
+    path = target_path(probe)
+    if path is None:
+        return None, 0
+    targets = []
+    for batch in first_pass(probe, limit=_BATCHES, seconds=_SECONDS):
+        found = dict(leaves(batch.data)).get(path)
+        if found is not None:
+            targets.append(found.flatten())
+    return (target_order(torch.cat(targets)) if targets else None), len(targets)
+
+
+TOPIC = Topic(measure=measure, rules={"unshuffled_data": unshuffled_data})

@@ -1,0 +1,72 @@
+"""Whether units that start the same become different."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from lightning_tuning._trainer.fates import Fate
+from lightning_tuning._trainer.ordinary_run import ordinary_run
+from lightning_tuning._trainer.probe import Probe
+from lightning_tuning._trainer.topic import Topic
+from lightning_tuning._trainer.watched_steps import rescued, watched_steps
+from lightning_tuning.functional.wiring_flow import SameUnits, zero_init
+
+_SAME = 1e-3
+_FEW = 3
+
+
+def measure(probe: Probe) -> SameUnits:
+    """Look at matrices with equal rows before and after a few real steps."""
+    steps = watched_steps(probe)
+    stepped = max(steps.steps, default=0)
+    layers = dict(probe.module.named_modules())
+    uniform = [
+        f
+        for f in steps.fates
+        if f.uniform
+        and f.reached
+        and f.holders
+        and f.lr > 0
+        and stepped >= _FEW
+        and not isinstance(layers.get(f.layer), nn.Embedding | nn.EmbeddingBag)
+    ]
+    same = [f for f in uniform if f.fed and f.moved and f.spread <= _SAME]
+    silent = [f for f in steps.fates if f.parameter.dim() > 1 and f.reached and not f.fed]
+    dead = [f for f in uniform if not f.fed and any(_elsewhere(s, f) for s in silent)]
+    matrices = [f for f in uniform if isinstance(layers.get(f.layer), _LAYERS)]
+    open_question = bool(matrices) and not same and not dead and not steps.no_step
+    parameters = [f.parameter for f in matrices]
+    return SameUnits(
+        same=_names(same),
+        dead=_names(dead),
+        started=_names(matrices),
+        steps=stepped,
+        spread=max((f.spread for f in same), default=0.0),
+        rescue=rescued(
+            probe,
+            open_question and ordinary_run(probe).trains_badly,
+            prepare=lambda: _draw(parameters),
+        ),
+    )
+
+
+def _elsewhere(one: Fate, other: Fate) -> bool:
+    return one.layer != other.layer or (not one.layer and one.name != other.name)
+
+
+_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def _draw(parameters: Sequence[Tensor]) -> None:
+    for parameter in parameters:
+        nn.init.kaiming_uniform_(parameter, a=math.sqrt(5))
+
+
+def _names(fates: Sequence[Fate]) -> tuple[str, ...]:
+    return tuple(fate.name for fate in fates)
+
+
+TOPIC = Topic(measure=measure, rules={"zero_init": zero_init})

@@ -1,0 +1,124 @@
+"""Which setting of the optimizer or trainer spoils a training, by what other settings do."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+from lightning_tuning.findings import Finding
+from lightning_tuning.functional.overfit_batch_findings import speak
+
+BAD = 0.1
+"""A training with less progress than this learns next to nothing."""
+GOOD = 0.3
+"""A training with more progress than this learns."""
+STANDSTILL = 0.05
+STANDSTILL_MOVEMENT = 0.1
+"""Progress, and movement of weights, below which a training stands still."""
+
+CODES = (
+    "lr_too_high",
+    "lr_too_low",
+    "weight_decay_too_high",
+    "clip_too_small",
+    "momentum_too_high",
+)
+_HINTS: Mapping[str, str] = {
+    "lr_too_high": "Lower the learning rate; LRRangeTest finds one.",
+    "lr_too_low": "Raise the learning rate; LRRangeTest finds one.",
+    "weight_decay_too_high": "Lower weight_decay; 1e-4 to 0.1 is usual.",
+    "clip_too_small": "Raise gradient_clip_val; 1.0 is usual.",
+    "momentum_too_high": "Lower the momentum (Adam: beta1); 0.9 is usual.",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rescue:
+    """A short training with one setting changed.
+
+    Attributes:
+        code: What is wrong if it helps.
+        change: The change in words: ``"a learning rate of 0.001 instead of 0.1"``.
+        progress: The share of the loss that it learnt, for each data order that was tried.
+    """
+
+    code: str
+    change: str
+    progress: tuple[float, ...]
+
+    @property
+    def helps(self) -> bool:
+        """Whether it learns, on two data orders.
+
+        Example:
+            >>> Rescue(code="lr_too_high", change="", progress=(0.5, 0.1)).helps
+            False
+        """
+        return len(self.progress) > 1 and min(self.progress) > GOOD
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SettingsEvidence:
+    """How a program trains as it is, and with other settings.
+
+    Attributes:
+        progress: As it is, for each data order that was tried.
+        rescues: With other settings; the one that helps comes last.
+        movement: How far the weights that moved most went in the run as it is, relative to their
+            norm.
+        start: The loss before the first step.
+        chance: The loss at chance; None where it is not known.
+        reason: Why nothing was tried, if so.
+        untried: Settings that are not in use, by code.
+    """
+
+    progress: tuple[float, ...]
+    rescues: tuple[Rescue, ...] = ()
+    movement: float = math.inf
+    start: float = math.nan
+    chance: float | None = None
+    reason: str = ""
+    untried: Sequence[str] = ()
+
+    @property
+    def trains_badly(self) -> bool:
+        """Whether it learns next to nothing as it is, on every data order."""
+        return max(self.progress) < BAD
+
+
+def settings_findings(evidence: SettingsEvidence) -> tuple[Finding, ...]:
+    """Return a finding for each setting."""
+    return tuple(finding for code in CODES for finding in _finding(evidence, code))
+
+
+def _finding(evidence: SettingsEvidence, code: str) -> tuple[Finding, ...]:
+    if evidence.reason:
+        return speak("skip", code, f"Not checked: {evidence.reason}.")
+    first = evidence.progress[0]
+    if not evidence.trains_badly:
+        text = f"A short training as it is takes {first:.0%} of the loss away."
+        return speak("pass", code, text, evidence={"progress": first})
+    helped = next((r for r in evidence.rescues if r.helps), None)
+    if helped is None or helped.code != code:
+        why = "that is not in use" if code in evidence.untried else "other settings do not help"
+        if helped is not None:
+            why = f"{helped.change} helps"
+        text = f"A short training {_as_it_is(first)}, but {why}."
+        return speak("skip", code, text, evidence={"progress": first})
+    lowest = min(helped.progress)
+    return speak(
+        "warn",
+        code,
+        f"A short training {_as_it_is(first)}; with {helped.change} it takes {lowest:.0%} away.",
+        hint=_HINTS[code],
+        evidence={"progress": first, "rescued": lowest},
+    )
+
+
+def _as_it_is(progress: float) -> str:
+    if math.isinf(progress):
+        return "breaks down as it is"
+    if progress < 0:
+        return "leaves the loss above its start, or chance, as it is"
+    return f"takes {progress:.1%} of the loss away as it is"
