@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_tuning._trainer.gradient_ledger import Account, Row
 from lightning_tuning._trainer.owners import Owned
-from lightning_tuning._trainer.uses import Uses
+from lightning_tuning._trainer.uses import DELIBERATE, Uses
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -99,5 +99,10 @@ class FateReader:
             lr=account.lr,
             behind=any(source & trained for source in taken_in),
             on_data=any(not source & trained for source in taken_in),
-            cuts=frozenset(self.uses.cuts_of(owned.tensor)) if lost else frozenset(),
+            cuts=self._cuts(owned.tensor, connected=account.calls > 0) if lost else frozenset(),
         )
+
+    def _cuts(self, parameter: Tensor, *, connected: bool) -> frozenset[str]:
+        """Return what ends a gradient; where one of zeros came, no detach did."""
+        cuts = frozenset(self.uses.cuts_of(parameter))
+        return cuts - DELIBERATE or cuts if connected else cuts

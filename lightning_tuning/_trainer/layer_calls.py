@@ -189,7 +189,9 @@ def _parts(
     elif name in _NORMS:
         given, weight, bias = _at(args, kwargs, 0, "input"), kwargs.get("weight"), None
         if weight is None:
-            weight = next((a for a in args[1:] if isinstance(a, nn.Parameter)), None)
+            learnt = [a for a in args[1:] if isinstance(a, nn.Parameter)]
+            weight, bias = (*learnt, None, None)[:2]
+        bias = kwargs.get("bias", bias)
     else:
         return None
     return (given, weight, bias) if isinstance(given, Tensor) else None

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import dataclasses
 import itertools
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
@@ -353,7 +354,10 @@ def _changed(batch: ProbeBatch, change: Callable[[Any], Any] | None) -> ProbeBat
     return batch if change is None else batch._replace(data=change(copy.copy(batch.data)))
 
 
-def _eagerly() -> Watch:
+@contextlib.contextmanager
+def _eagerly() -> Iterator[None]:
     """Run compiled modules as they are written, since a graph hides its calls."""
-    stance: Watch = torch.compiler.set_stance("force_eager")
-    return stance
+    with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
+        # the hooks are ours, and are gone before anything is compiled
+        warnings.filterwarnings("ignore", "Using `torch.compile.module.` when there are global")
+        yield

@@ -20,9 +20,10 @@ class DataDependentInit(LayerCalls):
 
     During one forward pass each layer is taken over by one with its weight divided by the
     deviation of its output over examples, positions and units about each unit's mean, and its bias
-    shifted by those means (Salimans and Kingma 2016, section 3; Mishkin and Matas 2016). A
-    recurrent matrix of a plain RNN becomes orthogonal. The last layer is only made smaller, since
-    its bias may know the targets' mean. The program's own weights are not written to.
+    shifted by those means (Salimans and Kingma 2016, section 3; Mishkin and Matas 2016); so are the
+    scale and the shift of a normalization. A recurrent matrix of a plain RNN becomes orthogonal.
+    The last layer is only made smaller, since its bias may know the targets' mean. The program's
+    own weights are not written to.
 
     Args:
         module: The network.
@@ -45,7 +46,7 @@ class DataDependentInit(LayerCalls):
 
     def _take_over(self, call: LayerCall, make: Callable[..., Any]) -> Any:
         # a weight that is used again keeps what its first use asked for
-        if call.kind != "norm" and id(call.weight) not in self._ids:
+        if id(call.weight) in self._paths and id(call.weight) not in self._ids:
             if call.kind == "recurrent":
                 self._orthogonalise(call)
             elif call.weight.requires_grad:

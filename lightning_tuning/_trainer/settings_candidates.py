@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning_tuning._trainer.groups import Group
 from lightning_tuning._trainer.learning_rates import GroupRates
-from lightning_tuning._trainer.probe import Probe
+from lightning_tuning._trainer.probe import Probe, Watch
 from lightning_tuning._trainer.settings_changes import (
     MOMENTUM,
     Values,
@@ -18,9 +18,12 @@ from lightning_tuning._trainer.settings_changes import (
     usual_momentum,
     without_weight_decay,
 )
+from lightning_tuning._trainer.settings_clipping import GradientsBeforeStep
+from lightning_tuning.functional.schedule_rise import ScheduleRise
 
 _UNEQUAL = 10.0
 _MOMENTUM_LIMIT = 0.95
+_SHRUNK = 0.01
 _LOW_NORMALIZED = 5e-6
 _LOW = 5e-5
 Peaks = Sequence[tuple[Group, float]]
@@ -36,6 +39,7 @@ class Change:
         values: Entries of the parameter groups during each step.
         prepare: What else is changed before the first step.
         schedules: Whether schedulers go on.
+        watch: Contexts to be active during the training.
     """
 
     code: str
@@ -43,6 +47,7 @@ class Change:
     values: Values | None = None
     prepare: Callable[[], None] = lambda: None
     schedules: bool = True
+    watch: tuple[Watch, ...] = ()
 
 
 def without_decay(groups: Sequence[Group]) -> Iterator[Change]:
@@ -53,15 +58,25 @@ def without_decay(groups: Sequence[Group]) -> Iterator[Change]:
         yield Change(code="weight_decay_too_high", text=text, values=without_weight_decay)
 
 
-def without_clipping(probe: Probe) -> Change:
-    """Return the trainer without its gradient clipping."""
+def without_clipping(probe: Probe, left: float) -> Iterator[Change]:
+    """Yield gradients as the backward pass leaves them, where the program shrinks them.
+
+    Args:
+        probe: An entered probe.
+        left: The share of their norm that is left when they are used.
+    """
     trainer = probe.trainer
+    if left < _SHRUNK:
+        text = f"gradients as they come, of which {left:.1e} is left before each step,"
+        watch = (GradientsBeforeStep(trainer, undo=True),)
+        yield Change(code="clip_too_small", text=text, watch=watch)
+    elif trainer.gradient_clip_val:
 
-    def prepare() -> None:
-        trainer.gradient_clip_val = None
+        def prepare() -> None:
+            trainer.gradient_clip_val = None
 
-    text = f"no gradient clipping instead of {trainer.gradient_clip_val:.3g}"
-    return Change(code="clip_too_small", text=text, prepare=prepare)
+        text = f"no gradient clipping instead of {trainer.gradient_clip_val:.3g}"
+        yield Change(code="clip_too_small", text=text, prepare=prepare)
 
 
 def with_usual_momentum(groups: Sequence[Group]) -> Iterator[Change]:
@@ -89,6 +104,18 @@ def levelled(rates: GroupRates) -> Iterator[Change]:
         return {"lr": group["lr"] * factors.get(id(group), 1.0)}
 
     yield Change(code="lr_too_high", text=text, values=values)
+
+
+def unrisen(rate: float, peaks: Peaks, rise: ScheduleRise | None) -> Iterator[Change]:
+    """Yield the peaks, held, where the fit ends before its schedules have come near them."""
+    if rise is not None and rise.never_ends:
+        yield Change(
+            code="lr_too_low",
+            text=f"the learning rate held at {rate:.2g}, of which schedules reach no more than "
+            f"{rise.highest:.1e} in all {rise.length} steps of the fit,",
+            values=pinned(peaks),
+            schedules=False,
+        )
 
 
 def lower(rate: float, factor: float) -> Change:

@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_tuning._trainer.learning_rates import rates_of
 from lightning_tuning._trainer.ordinary_run import OrdinaryRun, ordinary_run, within_time
-from lightning_tuning._trainer.probe import Probe, Run
+from lightning_tuning._trainer.probe import Probe, Run, Watch
 from lightning_tuning._trainer.settings_candidates import (
     Change,
     Peaks,
     higher,
     levelled,
     lower,
+    unrisen,
     unusually_low,
     with_usual_momentum,
     without_clipping,
     without_decay,
 )
 from lightning_tuning._trainer.settings_changes import DuringSteps, pinned
+from lightning_tuning._trainer.settings_clipping import GradientsBeforeStep
+from lightning_tuning._trainer.settings_momentum import outdone_by_usual_momentum
+from lightning_tuning._trainer.settings_schedule import schedule_rise
+from lightning_tuning._trainer.settings_watches import LastRate, Movement
 from lightning_tuning.functional.progress import progress
+from lightning_tuning.functional.schedule_rise import ScheduleRise
 from lightning_tuning.functional.settings_findings import (
     BAD,
     CODES,
@@ -59,21 +64,28 @@ def measure(probe: Probe, *, own_targets: bool) -> SettingsEvidence:
     as_it_is = SettingsEvidence(
         progress=(ordinary.progress,), start=ordinary.run.before, chance=ordinary.chance
     )
+    rise = schedule_rise(probe, ordinary)
+    as_it_is = dataclasses.replace(as_it_is, rise=rise)
     badly = bool(probe.trainer.strategy.broadcast(ordinary.trains_badly))
-    if not badly:
-        return dataclasses.replace(as_it_is, reason="" if ordinary.judgeable else _SEVERAL)
+    if not ordinary.judgeable:
+        return dataclasses.replace(as_it_is, reason=_SEVERAL)
     reason = _SELF_MADE if own_targets else _unjudgeable(ordinary)
     reason = str(probe.trainer.strategy.broadcast(reason))
+    outdone = as_it_is if reason else outdone_by_usual_momentum(probe, as_it_is)
+    if outdone.outdone or not badly:
+        return outdone
     if reason:
         return dataclasses.replace(as_it_is, reason=reason)
-    return _Rescuer(probe, ordinary).evidence(as_it_is)
+    return _Rescuer(probe, ordinary, rise).evidence(as_it_is)
 
 
 class _Rescuer:
-    def __init__(self, probe: Probe, ordinary: OrdinaryRun) -> None:
+    def __init__(self, probe: Probe, ordinary: OrdinaryRun, rise: ScheduleRise | None) -> None:
         self._probe = probe
+        self._rise = rise
         self._ordinary = ordinary
         self._movement = math.inf
+        self._left = 1.0
 
     def evidence(self, as_it_is: SettingsEvidence) -> SettingsEvidence:
         """Try one change after the other; what helps is confirmed on another data order."""
@@ -108,11 +120,12 @@ class _Rescuer:
         peaks = list(zip(rates.groups, rates.base_rates, strict=True))
         yield from without_decay(rates.groups)
         stands_still = self._stands_still(peaks)
-        if probe.trainer.gradient_clip_val and stands_still and self._movement < _UNMOVED:
-            yield without_clipping(probe)
+        if stands_still and self._movement < _UNMOVED:
+            yield from without_clipping(probe, self._left)
         yield from with_usual_momentum(rates.groups)
         if probe.trainer.lr_scheduler_configs:
             yield from self._unscheduled(rates.rate, peaks)
+            yield from unrisen(rates.rate, peaks, self._rise)
         yield from levelled(rates)
         for factor in _LOWER:
             yield lower(rates.rate, factor)
@@ -122,9 +135,15 @@ class _Rescuer:
 
     def _stands_still(self, peaks: Peaks) -> bool:
         """Whether weights hardly move and nothing is learnt, even at the peak of all schedules."""
-        watch = _Movement(self._probe.module)
+        watch = Movement(self._probe.module, _STEPS)
         held = Change(code="", text="", values=pinned(peaks), schedules=False)
-        run = self._run(held, _STEPS, order=0, until=watch)
+        # ranks add up their gradients, and loss scalers divide them, between backward and step
+        trainer = self._probe.trainer
+        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+        alone = trainer.world_size == 1 and not scaled
+        gradients = [GradientsBeforeStep(trainer)] if alone else []
+        run = self._run(held, _STEPS, order=0, until=watch, watch=gradients)
+        self._left = min((seen.share() for seen in gradients), default=1.0)
         learnt = progress(run.before, run.after, chance=self._ordinary.chance)
         self._movement = watch.farthest
         still = learnt < STANDSTILL and self._movement < STANDSTILL_MOVEMENT
@@ -132,7 +151,7 @@ class _Rescuer:
 
     def _unscheduled(self, rate: float, peaks: Peaks) -> Iterator[Change]:
         """Hold the rate, where a schedule brings it to nothing within a short training."""
-        watch = _LastRate(peaks)
+        watch = LastRate(peaks)
         self._run(None, _STEPS, order=0, until=watch)
         if watch.first > _NEAR_PEAK and watch.last < _FAR_FROM_PEAK:
             yield Change(
@@ -156,6 +175,7 @@ class _Rescuer:
         *,
         order: int,
         until: Callable[[int, Tensor], bool] | None = None,
+        watch: Sequence[Watch] = (),
     ) -> Run:
         def prepare() -> None:
             if order:
@@ -168,7 +188,7 @@ class _Rescuer:
             steps,
             prepare=prepare,
             schedules=change is None or change.schedules,
-            watch=[DuringSteps(*values)],
+            watch=[DuringSteps(*values), *(() if change is None else change.watch), *watch],
             until=until or within_time(self._probe),
         )
 
@@ -200,36 +220,3 @@ def _before_it_broke(run: Run) -> float | None:
         if not math.isfinite(loss):
             return run.losses[step - 1] if step else run.before
     return None
-
-
-class _Movement:
-    """Tells how far weights went from where they were in the first step."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self._weights = [p for p in module.parameters() if p.requires_grad and p.dim() > 1]
-        self._start = [p.detach().clone() for p in self._weights]
-        self.farthest = 0.0
-
-    def __call__(self, step: int, _loss: Tensor) -> bool:
-        if step == _STEPS - 1:
-            ways = [
-                (p.detach() - start).norm() / start.norm().clamp(min=1e-12)
-                for p, start in zip(self._weights, self._start, strict=True)
-            ]
-            self.farthest = float(torch.stack([w.float() for w in ways]).max()) if ways else 0.0
-        return False
-
-
-class _LastRate:
-    """Notes the largest share of its base rate that a group has, after the first step and later."""
-
-    def __init__(self, peaks: Peaks) -> None:
-        self._peaks = [(group, peak) for group, peak in peaks if peak > 0]
-        self.first = math.nan
-        self.last = math.nan
-
-    def __call__(self, step: int, _loss: Tensor) -> bool:
-        self.last = max(float(group["lr"]) / peak for group, peak in self._peaks)
-        if step == 0:
-            self.first = self.last
-        return False

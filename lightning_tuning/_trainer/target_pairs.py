@@ -11,6 +11,7 @@ from lightning_tuning._trainer.meetings import Meeting, Meetings
 from lightning_tuning._trainer.step_trace import DATA, MODEL, TracedCall
 
 _PROBABILITIES = ("softmax", "log_softmax", "sigmoid", "logsigmoid", "log")
+_SCORES = {"cosine_similarity": 1.0, "pairwise_distance": -1.0}
 _SMALL = 1e-3
 
 
@@ -22,12 +23,21 @@ class _Pick:
     result: Tensor
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class _Score:
+    """What a function of torch says of how near an output is to its target."""
+
+    result: Tensor
+    nearer: float
+
+
 class TargetPairs:
     """Notes the pairs of output and target in a step, for a :class:`StepTrace`."""
 
     def __init__(self) -> None:
         self._meetings = Meetings()
         self._picks: list[_Pick] = []
+        self._scores: list[_Score] = []
 
     def __call__(self, call: TracedCall) -> None:
         """Note the call if it brings an output and a target together."""
@@ -35,12 +45,16 @@ class TargetPairs:
         if call.name in ("gather", "getitem", "take_along_dim") and _is_pick(call):
             call.value.retain_grad()
             self._picks.append(_Pick(source=call.argument(0, "input"), result=call.value))
+        if call.name in _SCORES and _is_score(call):
+            call.value.retain_grad()
+            self._scores.append(_Score(result=call.value, nearer=_SCORES[call.name]))
 
     def take(self) -> TargetPairs:
         """Return what was seen since the last call."""
         taken = TargetPairs()
         taken._meetings.seen, self._meetings.seen = self._meetings.seen, []
         taken._picks, self._picks = self._picks, []
+        taken._scores, self._scores = self._scores, []
         self._meetings = Meetings()
         return taken
 
@@ -54,6 +68,11 @@ class TargetPairs:
             for pick in self._picks
             if pick.result.grad is not None
         ]
+        slopes += [
+            score.nearer * _cosine(score.result.grad, torch.ones_like(score.result))
+            for score in self._scores
+            if score.result.grad is not None
+        ]
         for meeting in self._counted():
             grad, result = meeting.result.grad, meeting.result.detach()
             if grad is None:
@@ -65,6 +84,7 @@ class TargetPairs:
     def agreement(self) -> Tensor | None:
         """Return how well the pairs agree: larger is better; None where there is no pair."""
         values = [_rank(pick) for pick in self._picks]
+        values += [score.nearer * score.result.detach().mean() for score in self._scores]
         for meeting in self._counted():
             result = meeting.result.detach()
             if meeting.name in ("sub", "rsub"):
@@ -92,6 +112,14 @@ def _is_pick(call: TracedCall) -> bool:
     if not isinstance(labels, Tensor) or labels.dtype not in (torch.long, torch.int):
         return False
     return trace.marks(labels) == DATA
+
+
+def _is_score(call: TracedCall) -> bool:
+    """Whether an output is measured against the batch, not against another output."""
+    if not call.value.requires_grad or call.value.is_leaf:
+        return False
+    marks = [call.trace.marks(call.argument(i, name)) for i, name in ((0, "x1"), (1, "x2"))]
+    return sorted(marks) == [DATA, MODEL | DATA]
 
 
 def _is_difference(meeting: Meeting) -> bool:

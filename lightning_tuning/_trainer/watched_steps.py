@@ -38,6 +38,7 @@ class WatchedSteps:
 
     Attributes:
         fates: One for each parameter of the module, of its loss, and of its optimizers.
+        losses: Backward passes of one batch.
         losses_for_nobody: Backward passes that reached parameters, but none of an optimizer.
         steps: How many steps each of the fit's optimizers took.
         old_gradients: For each optimizer, at which share of its steps its parameters held the
@@ -48,6 +49,7 @@ class WatchedSteps:
     """
 
     fates: tuple[Fate, ...]
+    losses: int
     losses_for_nobody: int
     steps: tuple[int, ...]
     old_gradients: tuple[float | None, ...]
@@ -136,6 +138,7 @@ def _measured(probe: Probe) -> WatchedSteps:
             reads.fate(name, o, account, row)
             for (name, o), account, row in zip(watched.items(), accounts, rows, strict=True)
         ),
+        losses=len(ends),
         losses_for_nobody=sum(_for_nobody(end, held_ids, owned) for end in ends),
         steps=tuple(ledger.steps.get(id(o), 0) for o in trainer.optimizers),
         old_gradients=tuple(_old(ledger.clearings(o)) for o in trainer.optimizers),

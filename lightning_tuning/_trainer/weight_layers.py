@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -28,11 +28,13 @@ class WeightLayer:
         weight: The number of the weight among those of the step.
         given: How many numbers went in.
         made: How many came out.
+        sources: The numbers of the layers whose results went in, maybe pooled or reshaped.
     """
 
     weight: int
     given: int
     made: int
+    sources: frozenset[int]
 
 
 class WeightLayers(TorchFunctionMode):
@@ -42,6 +44,7 @@ class WeightLayers(TorchFunctionMode):
         super().__init__()
         self.layers: list[WeightLayer] = []
         self.weights: list[Tensor] = []
+        self._made_by: dict[int, tuple[Tensor, frozenset[int]]] = {}
 
     def __torch_function__(
         self,
@@ -54,22 +57,33 @@ class WeightLayers(TorchFunctionMode):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         weight = _weight(func, args, kwargs)
+        made_by = self._sources((*args, *kwargs.values()))
         if weight is not None and isinstance(result, Tensor):
             given = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
             data = next((t for t in given if not _is_weight(t)), None)
             if data is not None:
                 self.weights.append(weight)
                 layer = WeightLayer(
-                    weight=len(self.weights) - 1, given=data.numel(), made=result.numel()
+                    weight=len(self.weights) - 1,
+                    given=data.numel(),
+                    made=result.numel(),
+                    sources=self._sources([data]),
                 )
                 self.layers.append(layer)
+                made_by = frozenset({layer.weight})
+        if made_by and isinstance(result, Tensor):
+            self._made_by[id(result)] = (result, made_by)
         return result
+
+    def _sources(self, values: Iterable[Any]) -> frozenset[int]:
+        known = [self._made_by[id(v)][1] for v in values if id(v) in self._made_by]
+        return frozenset().union(*known)
 
     def chain(self) -> list[WeightLayer]:
         """Return the layers that follow each other up to the last one."""
         chain: list[WeightLayer] = []
         for layer in self.layers[::-1]:
-            if not chain or layer.made == chain[-1].given:
+            if not chain or layer.made == chain[-1].given or layer.weight in chain[-1].sources:
                 chain.append(layer)
         return chain[::-1]
 

@@ -17,16 +17,21 @@ from lightning_tuning._trainer.observed import (
     observe,
     unchanged,
 )
+from lightning_tuning._trainer.ordinary_run import ordinary_run
 from lightning_tuning._trainer.probe import Mode, Probe
 from lightning_tuning._trainer.small_batches import small_batches
+from lightning_tuning._trainer.step_trace import Intercept
 from lightning_tuning._trainer.topic import Topic
-from lightning_tuning._trainer.wiring_layout import Reshapes, mixed_classes
+from lightning_tuning._trainer.watched_steps import rescued
+from lightning_tuning._trainer.wiring_layout import Reshapes, by_transpose, mixed_classes
 from lightning_tuning.functional.batch_links import Reach, differs, links
 from lightning_tuning.functional.wiring_examples import (
+    HALF,
     ExampleEvidence,
     batch_leakage,
     dims_scrambled,
 )
+from lightning_tuning.functional.wiring_parameters import Rescue
 
 _SEEDS = (1, 2)
 _MOST_ROWS = 7
@@ -60,8 +65,25 @@ def measure(probe: Probe) -> ExampleEvidence:
             evidence = _evidence(setting, found)
             reshapes = Reshapes(examples.size)
             observe(probe, examples.batch, mode=mode, watch=[reshapes])
-            return dataclasses.replace(evidence, reshaped=reshapes.found)
+            exchanged = reshapes.exchanged and not (reshapes.found or evidence.leaks)
+            worth = exchanged and _learns_little(probe)
+            return dataclasses.replace(
+                evidence,
+                reshaped=reshapes.found,
+                transposed=_transposed(probe) if worth else None,
+            )
     return ExampleEvidence(tested=0, leaking=0, strangers=0, reached=0, why_not=why_not)
+
+
+def _transposed(probe: Probe) -> Rescue | None:
+    # around the whole of it, since it is judged by what the exchange gives as well
+    with Intercept(by_transpose):
+        return rescued(probe, True)
+
+
+def _learns_little(probe: Probe) -> bool:
+    ordinary = ordinary_run(probe)
+    return ordinary.judgeable and ordinary.progress < HALF
 
 
 def _evidence(setting: _Setting, found: _Found) -> ExampleEvidence:

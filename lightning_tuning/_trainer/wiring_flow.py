@@ -63,7 +63,27 @@ def _lost(probe: Probe, steps: WatchedSteps) -> LostGradients:
         steps=max(steps.steps, default=0),
         ordinary=ordinary,
         rescue=rescued(probe, worth, watch=[LetThrough(probe.module)]),
+        starved=_starved(probe, steps),
     )
+
+
+def _starved(probe: Probe, steps: WatchedSteps) -> tuple[str, ...]:
+    """Return the parameters of an optimizer that steps again and again with no gradient at all.
+
+    Where each optimizer has a loss of its own, one that nothing reaches is not waiting its turn.
+    """
+    optimizers = probe.trainer.optimizers
+    if len(optimizers) < 2 or steps.losses < len(optimizers):
+        return ()
+    for optimizer, taken in zip(optimizers, steps.steps, strict=True):
+        held = {id(p) for g in optimizer.param_groups for p in g["params"]}
+        own = [f for f in steps.fates if id(f.parameter) in held]
+        lost = [f for f in own if _is_lost(f)]
+        untouched = all(f.passes == 0 and not f.moved and f.holders == 1 for f in own)
+        new = all(f.fresh is not False and not _has_twin(probe.module, f, steps.fates) for f in own)
+        if taken >= _MANY and lost and untouched and new and all(f.lr > 0 for f in own):
+            return _names([lost])
+    return ()
 
 
 def _worth(*, fresh: bool) -> float:

@@ -107,7 +107,16 @@ def _one_class_each(call: LossCall) -> bool:
 def _remedy(call: LossCall) -> str:
     if call.reduction == "none":
         return "weights of its own"
-    return next((name for name in _OPTIONS if call.options.get(name) is not None), "")
+    given = {name: call.options.get(name) for name in _OPTIONS}
+    return next((name for name, weights in given.items() if _weighs(name, weights)), "")
+
+
+def _weighs(name: str, weights: Tensor | None) -> bool:
+    """Whether classes weigh differently by an option of the loss function."""
+    if weights is None or not weights.numel():
+        return False
+    alike = 1.0 if name == "pos_weight" else weights.flatten()[0]
+    return bool((weights != alike).any())
 
 
 def _counted(probe: Probe, path: str, size: int) -> tuple[Tensor, list[ProbeBatch]]:

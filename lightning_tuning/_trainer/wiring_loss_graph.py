@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_tuning._trainer.ordinary_run import ordinary_run
 from lightning_tuning._trainer.probe import Probe, StepError, Watch
 from lightning_tuning._trainer.step_trace import MODEL, Intercept, StepTrace, TracedCall
 from lightning_tuning._trainer.topic import Topic
@@ -19,6 +20,8 @@ from lightning_tuning.functional.wiring_loss_flow import GraphEvidence, Term
 
 _BATCHES = 2
 _CANDIDATES = 8
+_NO_GRADIENT = 1e-5
+_SAME_LOSS = 1e-6
 _SAME_VALUE = ("detach", "get", "clone", "float", "to", "double", "tensor", "cpu")
 
 
@@ -122,9 +125,11 @@ def measure(probe: Probe) -> GraphEvidence:
     for evidence in found:
         if evidence.reason:
             return evidence
-    return min(
-        found, key=lambda e: (not e.has_graph, not e.reaches, len(e.terms)), default=found[0]
-    )
+    return min(found, key=_badness)
+
+
+def _badness(found: GraphEvidence) -> tuple[bool, bool, bool, int]:
+    return not found.has_graph, not found.reaches, found.constant, len(found.terms)
 
 
 def _looked_at(probe: Probe, batch: int) -> GraphEvidence:
@@ -135,7 +140,23 @@ def _looked_at(probe: Probe, batch: int) -> GraphEvidence:
         if error and plain.has_graph:
             return GraphEvidence(reason=error)
         return GraphEvidence(has_graph=plain.has_graph, reaches=False)
+    if _is_constant(probe, batch, plain):
+        return GraphEvidence(constant=True)
     return GraphEvidence(terms=tuple(_terms(probe, batch, plain, scalars)))
+
+
+def _is_constant(probe: Probe, batch: int, plain: _Backward) -> bool:
+    """Whether neither training nor quite other weights change a loss without gradient."""
+    if float(plain.gradient().max()) > _NO_GRADIENT or probe.trainer.world_size > 1:
+        return False
+    learning = [p for p in probe.module.parameters() if p.requires_grad]
+    for factor in (-1.0, 0.3, 2.0):
+        changed, _, error = _step(probe, batch, _rewritten(learning, factor))
+        moved = not abs(changed.loss - plain.loss) <= _SAME_LOSS
+        if error or moved or float(changed.gradient().max()) > _NO_GRADIENT:
+            return False
+    losses = ordinary_run(probe).run.losses
+    return len(losses) > 0 and all(abs(loss - plain.loss) <= _SAME_LOSS for loss in losses)
 
 
 def _step(probe: Probe, batch: int, *watch: Watch) -> tuple[_Backward, list[_Scalar], str]:
@@ -206,6 +227,15 @@ def _nudged(parameters: Sequence[Tensor]) -> Iterator[None]:
     with torch.no_grad():
         for parameter in parameters:
             parameter.mul_(1.01).add_(0.001)
+    yield
+
+
+@contextlib.contextmanager
+def _rewritten(parameters: Sequence[Tensor], factor: float) -> Iterator[None]:
+    with torch.no_grad():
+        for parameter in parameters:
+            ramp = torch.linspace(-1, 1, parameter.numel(), device=parameter.device)
+            parameter.mul_(factor).add_(0.2 * ramp.view_as(parameter).to(parameter))
     yield
 
 

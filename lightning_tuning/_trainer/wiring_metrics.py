@@ -9,6 +9,8 @@ from torch import Tensor
 
 from lightning_tuning._trainer.errors import CannotProbeError
 from lightning_tuning._trainer.meetings import Meetings, spread_over_each_other
+from lightning_tuning._trainer.metric_dims import winners_of_other_dims
+from lightning_tuning._trainer.metric_shares import Shares
 from lightning_tuning._trainer.probe import Probe, StepError
 from lightning_tuning._trainer.seen_losses import SeenStep, seen_steps
 from lightning_tuning._trainer.step_trace import DATA, MODEL, StepTrace, TracedCall, batch_size
@@ -136,10 +138,13 @@ def measure(probe: Probe) -> MetricEvidence:
         _Spreads("training", differences=False),
         _Spreads("validation", differences=loss_is_right),
     ]
-    seen_steps(probe, after=[winners[0], spreads[0]])
-    _validate(probe, StepTrace(probe.module, after=[winners[1], spreads[1]]))
+    shares = [Shares("training"), Shares("validation")]
+    seen_steps(probe, after=[winners[0], spreads[0], shares[0]])
+    _validate(probe, StepTrace(probe.module, after=[winners[1], spreads[1], shares[1]]))
     faults = [fault for w in winners for fault in w.faults]
     faults += [fault for spread in spreads for fault in spread.faults]
+    faults += [fault for share in shares for fault in share.faults]
+    faults += winners_of_other_dims(probe)
     return MetricEvidence(
         faults=tuple(dict.fromkeys(faults)), comparisons=sum(w.comparisons for w in winners)
     )

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from lightning_tuning._trainer.data_leaves import RandomExamples, first_pass, leaves, target_path
 from lightning_tuning._trainer.errors import CannotProbeError
@@ -21,6 +25,7 @@ _BATCHES = 400
 _SECONDS = 4.0
 _MOST_STEPS = 300
 _JUDGES = 8
+_FEATURES = 64
 
 
 def measure(probe: Probe) -> OrderEvidence:
@@ -48,23 +53,40 @@ def measure(probe: Probe) -> OrderEvidence:
     if len(plain.losses) < min(steps, batches) or not judges or len(training) < 4:
         return OrderEvidence(order=order, reason="a pass takes too long")
     trained = Trained(before=plain.before, after=plain.after)
-    if not trained.may_be_cured:
-        return OrderEvidence(order=order, in_order=trained)
+    evidence = OrderEvidence(order=order, in_order=trained)
+    if not evidence.may_be_cured:
+        return evidence
     until = within_time(probe)
     mixed = probe.run(steps, batches=training, judged_by=judges, until=until)
-    return OrderEvidence(order=order, in_order=trained, at_random=mixed.after)
+    return dataclasses.replace(evidence, at_random=mixed.after)
 
 
 def _order(probe: Probe) -> tuple[TargetOrder | None, int]:
     path = target_path(probe)
     if path is None:
         return None, 0
-    targets = []
+    targets, inputs = [], []
     for batch in first_pass(probe, limit=_BATCHES, seconds=_SECONDS):
         found = dict(leaves(batch.data)).get(path)
         if found is not None:
             targets.append(found.flatten())
-    return (target_order(torch.cat(targets)) if targets else None), len(targets)
+            inputs.append(_beside(batch.data, path, len(found)))
+    if not targets:
+        return None, 0
+    same = len({part.size(1) for part in inputs}) == 1
+    beside = torch.cat(inputs) if same else None
+    return target_order(torch.cat(targets), beside), len(targets)
+
+
+def _beside(data: Any, path: str, count: int) -> Tensor:
+    """Return some features of each example: of each tensor but the targets."""
+    rows = [
+        leaf.detach().reshape(count, -1).float()
+        for place, leaf in leaves(data)
+        if place != path and leaf.dim() > 0 and len(leaf) == count and leaf.numel()
+    ]
+    some = [row[:, :: max(row.size(1) // _FEATURES, 1)] for row in rows]
+    return torch.cat(some, 1) if some else torch.zeros(count, 0)
 
 
 TOPIC = Topic(measure=measure, rules={"unshuffled_data": unshuffled_data})

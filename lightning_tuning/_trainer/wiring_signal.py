@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import statistics
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from lightning_tuning._trainer.input_scan import (
     standardising,
 )
 from lightning_tuning._trainer.ordinary_run import STEPS, ordinary_run, within_time
-from lightning_tuning._trainer.probe import Probe
+from lightning_tuning._trainer.probe import Probe, Run
 from lightning_tuning._trainer.rescues import (
     LOGIT_LOSSES,
     DataDependentInit,
@@ -31,6 +32,8 @@ from lightning_tuning.functional.signal_sizes import Recurrence, Signal, input_s
 from lightning_tuning.functional.wiring_signal import SignalEvidence
 
 _BATCHES = 4
+_WELL_THOUGH_FLAT = 0.8
+"""Units without a slope are a fault that the layers after them make up for, in part."""
 
 
 def measure(probe: Probe) -> SignalEvidence:
@@ -38,22 +41,40 @@ def measure(probe: Probe) -> SignalEvidence:
     signal, sites = probe.trainer.strategy.broadcast(_scanned(probe))
     ordinary = ordinary_run(probe)
     trained = Trained(before=ordinary.run.before, after=ordinary.run.after, chance=ordinary.chance)
+    if signal.flat and not signal.odd_inputs:
+        trained = dataclasses.replace(trained, well=_WELL_THOUGH_FLAT)
     plain = SignalEvidence(signal=signal, trained=trained)
-    if not ordinary.judgeable or not trained.may_be_cured:
+    if not ordinary.judgeable:
         return plain
+    if not trained.may_be_cured:
+        return _with_early_losses(probe, plain) if plain.starts_far_off else plain
     standardised = _standardised(probe, sites) if signal.odd_inputs else None
     evidence = SignalEvidence(signal=signal, trained=trained, standardised=standardised)
     if evidence.cause() or not signal.symptom():
         return evidence
-    evidence = dataclasses.replace(evidence, rescaled=_rescaled(probe, signal.layers[-1].name))
-    if evidence.cause() or trained.after < trained.before:
+    rescaled = _after(_rescaled(probe, signal.layers[-1].name))
+    evidence = dataclasses.replace(evidence, rescaled=rescaled)
+    if evidence.cause() or not trained.stands_still:
         return evidence
-    # where it got worse, the learning rate may be too high as well, or instead
+    # the learning rate may be too high instead; or for gradients that arrive, though not for these
     slower = probe.run(STEPS, prepare=lambda: _slow_down(probe), schedules=False).after
     if trained.cured_by(slower):
         return evidence
     last = signal.layers[-1].name
-    return dataclasses.replace(evidence, rescaled=_rescaled(probe, last, slow_down=True))
+    rescaled = _after(_rescaled(probe, last, slow_down=True))
+    return dataclasses.replace(evidence, rescaled=rescaled, slower=True)
+
+
+def _with_early_losses(probe: Probe, plain: SignalEvidence) -> SignalEvidence:
+    run = _rescaled(probe, plain.signal.layers[-1].name)
+    if run is None or not run.losses:
+        return plain
+    early = statistics.fmean(ordinary_run(probe).run.losses)
+    return dataclasses.replace(plain, early=early, early_rescaled=statistics.fmean(run.losses))
+
+
+def _after(run: Run | None) -> float | None:
+    return None if run is None else run.after
 
 
 def _scanned(probe: Probe) -> tuple[Signal, dict[str, SiteStatistics]]:
@@ -93,7 +114,7 @@ def _standardised(probe: Probe, sites: dict[str, SiteStatistics]) -> float:
         return probe.run(STEPS, until=within_time(probe)).after
 
 
-def _rescaled(probe: Probe, last: str, *, slow_down: bool = False) -> float | None:
+def _rescaled(probe: Probe, last: str, *, slow_down: bool = False) -> Run | None:
     start, logits = DataDependentInit(probe.module, last=last), TemperedLogits()
     probe.rewind()
     with contextlib.suppress(CannotProbeError):
@@ -109,7 +130,7 @@ def _rescaled(probe: Probe, last: str, *, slow_down: bool = False) -> float | No
 
     with TemperedLogits(scale or 1.0):
         until = within_time(probe)
-        return probe.run(STEPS, prepare=prepare, schedules=not slow_down, until=until).after
+        return probe.run(STEPS, prepare=prepare, schedules=not slow_down, until=until)
 
 
 def _slow_down(probe: Probe) -> None:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from lightning_tuning._trainer.fates import Fate
-from lightning_tuning._trainer.ordinary_run import ordinary_run
+from lightning_tuning._trainer.ordinary_run import OrdinaryRun, ordinary_run
 from lightning_tuning._trainer.probe import Probe
 from lightning_tuning._trainer.topic import Topic
 from lightning_tuning._trainer.watched_steps import rescued, watched_steps
-from lightning_tuning.functional.wiring_flow import SameUnits, zero_init
+from lightning_tuning.functional.wiring_flow import HALF, SameUnits, zero_init
 
 _SAME = 1e-3
 _FEW = 3
+_ROUNDINGS = 50
 
 
 def measure(probe: Probe) -> SameUnits:
@@ -39,6 +41,7 @@ def measure(probe: Probe) -> SameUnits:
     matrices = [f for f in uniform if isinstance(layers.get(f.layer), _LAYERS)]
     open_question = bool(matrices) and not same and not dead and not steps.no_step
     parameters = [f.parameter for f in matrices]
+    stuck = _stuck(probe, parameters) if open_question else False
     return SameUnits(
         same=_names(same),
         dead=_names(dead),
@@ -47,10 +50,55 @@ def measure(probe: Probe) -> SameUnits:
         spread=max((f.spread for f in same), default=0.0),
         rescue=rescued(
             probe,
-            open_question and ordinary_run(probe).trains_badly,
+            open_question and _trains_slowly(ordinary_run(probe), stuck=stuck),
             prepare=lambda: _draw(parameters),
         ),
     )
+
+
+class _FirstGradients:
+    """Notes whether the first gradient of some matrices is the same for all of their units.
+
+    Args:
+        parameters: The matrices.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        self.alike = False
+        self._parameters = parameters
+
+    def __enter__(self) -> _FirstGradients:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        gradients = [p.grad.detach().float() for p in self._parameters if p.grad is not None]
+        if gradients:
+            sizes = torch.stack([gradient.abs().max() for gradient in gradients])
+            self.alike = any(_alike(gradient, sizes.max()) for gradient in gradients)
+
+
+def _alike(gradient: Tensor, largest: Tensor) -> bool:
+    """Whether the rows of a gradient are the same, or nothing but rounding."""
+    rows = gradient.flatten(1)
+    rounding = _ROUNDINGS * torch.finfo(rows.dtype).eps * largest
+    return bool((rows - rows[:1]).abs().max() <= _SAME * rows.abs().max() + rounding)
+
+
+def _stuck(probe: Probe, parameters: Sequence[Tensor]) -> bool:
+    """Whether the first step would leave all units of one of these matrices the same.
+
+    That of a zero-initialised head or of a branch's last layer would not: what enters them, or
+    the error that comes back, differs from unit to unit.
+    """
+    probe.rewind()
+    watch = _FirstGradients(parameters)
+    probe.step(probe.batches(1)[0], backward=True, watch=[watch])
+    return watch.alike
+
+
+def _trains_slowly(ordinary: OrdinaryRun, *, stuck: bool) -> bool:
+    slow = ordinary.judgeable and ordinary.progress < HALF
+    return ordinary.trains_badly or (stuck and slow)
 
 
 def _elsewhere(one: Fate, other: Fate) -> bool:

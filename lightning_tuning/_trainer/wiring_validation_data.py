@@ -13,8 +13,9 @@ from lightning_tuning._trainer.errors import CannotProbeError
 from lightning_tuning._trainer.input_scan import InputScan, MappedInput, SiteStatistics
 from lightning_tuning._trainer.loss_call_recorder import LossCallRecorder
 from lightning_tuning._trainer.ordinary_run import STEPS
-from lightning_tuning._trainer.probe import Probe
+from lightning_tuning._trainer.probe import Probe, Watch
 from lightning_tuning._trainer.topic import Topic
+from lightning_tuning._trainer.validation_remedies import remedies
 from lightning_tuning.functional.loss_calls import LossCall
 from lightning_tuning.functional.wiring_validation_data import (
     DataShift,
@@ -40,8 +41,25 @@ def measure(probe: Probe) -> ValidationEvidence:
     seen, others = probe.trainer.strategy.broadcast((train.take(), val.take()))
     shifts = _shifts(seen, others)
     evidence = ValidationEvidence(shifts=shifts)
-    if not evidence.far or len(probe.trainer.optimizers) != 1:
+    if len(probe.trainer.optimizers) != 1:
         return evidence
+    if evidence.far:
+        # black on white in one, white on black in the other
+        signs = (1.0, -1.0)
+        maps = [_maps(evidence.far, seen, others, sign) for sign in signs]
+        return _tried(probe, names, evidence, [MappedInput(probe.module, m) for m in maps])
+    for remedy, context in remedies(probe):
+        found = _tried(probe, names, dataclasses.replace(evidence, remedy=remedy), [context])
+        if found.harmful:
+            return found
+    return evidence
+
+
+def _tried(
+    probe: Probe, names: set[str], evidence: ValidationEvidence, contexts: Sequence[Watch]
+) -> ValidationEvidence:
+    """Train for a while, and validate as it is and in each of some contexts."""
+    probe.rewind()
     what, before = _val_loss(probe, names)
     if not what:
         return ValidationEvidence(reason="validation calls no loss function and logs none")
@@ -51,9 +69,8 @@ def measure(probe: Probe) -> ValidationEvidence:
     _, after = _val_loss(probe, names)
     train_after = _train_loss(probe, what) if known else None
     mapped = []
-    for sign in (1.0, -1.0):
-        # black on white in one, white on black in the other
-        with MappedInput(probe.module, _maps(evidence.far, seen, others, sign)):
+    for context in contexts:
+        with context:
             mapped.append(_val_loss(probe, names)[1])
     probe.rewind()
     return dataclasses.replace(

@@ -81,7 +81,8 @@ def as_markdown(findings: Sequence[Finding]) -> str:
 
 
 def _row(finding: Finding, width: int) -> list[str]:
-    where = f"{finding.where}: " if finding.where else ""
+    told = finding.where in finding.message
+    where = f"{finding.where}: " if finding.where and not told else ""
     hint = f" -> {finding.hint}" if finding.hint else ""
     return _wrapped(finding.verdict, finding.code, f"{where}{finding.message}{hint}", width)
 

@@ -40,6 +40,21 @@ def mixes_positions(source: Tensor, shape: torch.Size, *, channel_dim: int, clas
     return scores.size(-1) != whole
 
 
+def exchange(before: Sequence[int], after: Sequence[int]) -> tuple[int, ...] | None:
+    """Return the order of dimensions by which a transpose would do what a reshape did.
+
+    Dimensions of size 1 are left out. None where no sizes were exchanged, or two are the same.
+
+    Example:
+        >>> exchange((7, 1, 8, 3), (7, 3, 8)), exchange((8, 8, 3), (8, 3, 8))
+        ((0, 2, 1), None)
+    """
+    one, other = ([n for n in shape if n != 1] for shape in (before, after))
+    if not exchanges_sizes(before, after) or len(set(one)) < len(one):
+        return None
+    return tuple(one.index(size) for size in other)
+
+
 def exchanges_sizes(before: Sequence[int], after: Sequence[int]) -> bool:
     """Whether a reshape gave a shape with the same sizes in another order, as a transpose does.
 

@@ -19,6 +19,7 @@ class Trained:
         before: Mean loss over a few batches at the start.
         after: The same at the end.
         chance: Loss at chance, where it is known.
+        well: Share of the loss beyond which no cure is looked for.
 
     Example:
         >>> trained = Trained(before=2.4, after=2.3, chance=2.28)
@@ -29,6 +30,7 @@ class Trained:
     before: float
     after: float
     chance: float | None = None
+    well: float = _WELL
 
     @property
     def learnt(self) -> float:
@@ -36,17 +38,22 @@ class Trained:
         return progress(self.before, self.after, chance=self.chance)
 
     @property
+    def stands_still(self) -> bool:
+        """Whether it learnt next to nothing."""
+        return self.learnt < _BADLY
+
+    @property
     def may_be_cured(self) -> bool:
         """Whether it trained so badly that another run is worth its time."""
-        return self.learnt < _WELL
+        return self.learnt < self.well
 
     def cured_by(self, rescued: float | None) -> bool:
         """Whether another run ended so much lower that what it changed was the fault.
 
         A program that learnt next to nothing (less than 0.1) must lose a quarter of its lowest
         loss, chance included; one that ended far above its start or chance, a seventh. The better
-        it trained, the more must be won: six tenths where it learnt 0.6, beyond which it trains
-        well.
+        it trained, the more must be won: six tenths where it learnt 0.6, beyond which most programs
+        train well.
 
         Args:
             rescued: Mean loss at the end of the other run; None where there was none.

@@ -8,11 +8,14 @@ from collections.abc import Mapping, Sequence
 
 from lightning_tuning.findings import Finding
 from lightning_tuning.functional.overfit_batch_findings import speak
+from lightning_tuning.functional.schedule_rise import ScheduleRise
 
 BAD = 0.1
 """A training with less progress than this learns next to nothing."""
 GOOD = 0.3
 """A training with more progress than this learns."""
+_HALF = 0.5
+_QUARTER = 0.25
 STANDSTILL = 0.05
 STANDSTILL_MOVEMENT = 0.1
 """Progress, and movement of weights, below which a training stands still."""
@@ -71,6 +74,7 @@ class SettingsEvidence:
         chance: The loss at chance; None where it is not known.
         reason: Why nothing was tried, if so.
         untried: Settings that are not in use, by code.
+        rise: What schedules make of the learning rate; None where not known.
     """
 
     progress: tuple[float, ...]
@@ -80,11 +84,34 @@ class SettingsEvidence:
     chance: float | None = None
     reason: str = ""
     untried: Sequence[str] = ()
+    rise: ScheduleRise | None = None
+
+    @property
+    def may_be_outdone(self) -> bool:
+        """Whether it learns so little as it is that another run is worth its time."""
+        return self.progress[0] < _HALF
+
+    @property
+    def first_outdone(self) -> bool:
+        """Whether another setting leaves a quarter of the loss or less, on the first data order."""
+        return any(_outdoes(rescue.progress[0], self.progress[0]) for rescue in self.rescues)
+
+    @property
+    def outdone(self) -> bool:
+        """The same on two data orders, whether it learns something as it is or not."""
+        return len(self.progress) > 1 and any(
+            rescue.helps and all(map(_outdoes, rescue.progress, self.progress))
+            for rescue in self.rescues
+        )
 
     @property
     def trains_badly(self) -> bool:
         """Whether it learns next to nothing as it is, on every data order."""
         return max(self.progress) < BAD
+
+
+def _outdoes(one: float, other: float) -> bool:
+    return other < _HALF and 1 - one <= _QUARTER * (1 - other)
 
 
 def settings_findings(evidence: SettingsEvidence) -> tuple[Finding, ...]:
@@ -93,10 +120,12 @@ def settings_findings(evidence: SettingsEvidence) -> tuple[Finding, ...]:
 
 
 def _finding(evidence: SettingsEvidence, code: str) -> tuple[Finding, ...]:
+    if code == "lr_too_low" and evidence.rise is not None and evidence.rise.stays_zero:
+        return _rate_of_zero(evidence.rise)
     if evidence.reason:
         return speak("skip", code, f"Not checked: {evidence.reason}.")
     first = evidence.progress[0]
-    if not evidence.trains_badly:
+    if not evidence.trains_badly and not evidence.outdone:
         text = f"A short training as it is takes {first:.0%} of the loss away."
         return speak("pass", code, text, evidence={"progress": first})
     helped = next((r for r in evidence.rescues if r.helps), None)
@@ -113,6 +142,19 @@ def _finding(evidence: SettingsEvidence, code: str) -> tuple[Finding, ...]:
         f"A short training {_as_it_is(first)}; with {helped.change} it takes {lowest:.0%} away.",
         hint=_HINTS[code],
         evidence={"progress": first, "rescued": lowest},
+    )
+
+
+def _rate_of_zero(rise: ScheduleRise) -> tuple[Finding, ...]:
+    whole = rise.length is not None and rise.zeros >= rise.length
+    return speak(
+        "fail" if whole else "warn",
+        "lr_too_low",
+        f"The schedule holds the learning rate at 0 in {rise.zero_in_words()}, which change no "
+        "weight.",
+        hint="Look at how the schedule counts its steps: a warm-up rises at each of them, without "
+        "whole-number division.",
+        evidence={"steps_at_zero": rise.zeros, "steps": rise.length},
     )
 
 

@@ -12,6 +12,8 @@ OFFSET = 5.0
 UNEQUAL = 30.0
 EXPLODES = 10.0
 VANISHES = 0.02
+FADES = 1e-3
+ROUNDING = 1e-6
 DEAD = 0.5
 FLAT = 0.5
 STEEP = 1e3
@@ -167,14 +169,20 @@ class Signal:
     def faint(self) -> tuple[LayerSignal, ...]:
         """Layers before the last whose outputs are next to nothing, yet not zero.
 
-        Of the first layer it is what varies that counts, since biases hide the rest.
+        Of the first layer it is what varies that counts, since biases hide the rest. Of the others
+        too where it is a thousandth: there all examples look the same.
         """
         if not self.layers:
             return ()
         small = min(1.0, *(scale.size for scale in self.inputs if scale.size > 0), 1.0) * VANISHES
         sizes = [self.layers[0].spread, *(layer.output for layer in self.layers[1:])]
         pairs = zip(self.layers[:-1], sizes[:-1], strict=True)
-        return tuple(layer for layer, size in pairs if 0 < size < small)
+        fading = small / VANISHES * FADES
+        return tuple(
+            layer
+            for layer, size in pairs
+            if 0 < size < small or ROUNDING * layer.output < layer.spread < fading
+        )
 
     @property
     def slope(self) -> float | None:

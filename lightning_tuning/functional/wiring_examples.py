@@ -6,6 +6,11 @@ import dataclasses
 
 from lightning_tuning.findings import Finding
 from lightning_tuning.functional.wiring_finding import wiring
+from lightning_tuning.functional.wiring_parameters import Rescue
+
+HALF = 0.5
+"""Progress above which a reshape in the place of a transpose does no harm."""
+_LEFT = 0.6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,6 +27,8 @@ class ExampleEvidence:
         reshaped: Whether a reshape moves the dimension of the examples as only a transpose can.
         in_time: Whether the examples are read in their order and reach later ones only, as the
             pieces of a long series do.
+        transposed: Training with transposes for reshapes that exchange sizes; None where it was
+            not tried.
         why_not: Why nothing was tested.
     """
 
@@ -32,6 +39,7 @@ class ExampleEvidence:
     mixed_classes: str = ""
     reshaped: bool = False
     in_time: bool = False
+    transposed: Rescue | None = None
     why_not: str = ""
 
     @property
@@ -94,7 +102,24 @@ def dims_scrambled(evidence: ExampleEvidence) -> tuple[Finding, ...]:
             "or transpose, then reshape.",
             where=evidence.mixed_classes,
         )
+    rescue = evidence.transposed
+    if rescue is not None and _trains_transposed(rescue):
+        return wiring(
+            "warn",
+            "dims_scrambled",
+            "A reshape gives a tensor the same sizes in another order; "
+            f"{rescue.told('with a transpose in its place')}.",
+            hint="A view or reshape stands where the dimensions have to be exchanged: use "
+            "transpose or permute.",
+            progress=rescue.ordinary,
+            progress_transposed=rescue.changed,
+        )
     return _nothing("dims_scrambled", evidence)
+
+
+def _trains_transposed(rescue: Rescue) -> bool:
+    less = (1 - rescue.changed) <= _LEFT * (1 - rescue.ordinary)
+    return rescue.helps and less and rescue.ordinary < HALF
 
 
 def _nothing(code: str, evidence: ExampleEvidence) -> tuple[Finding, ...]:

@@ -23,6 +23,7 @@ class LostGradients:
         steps: Number of real steps.
         ordinary: Share of the loss that a hundred steps took away; None where it tells nothing.
         rescue: Training with the gradient let through; None where not tried.
+        starved: What an optimizer steps again and again with, where no backward pass reaches it.
     """
 
     names: tuple[str, ...]
@@ -34,6 +35,7 @@ class LostGradients:
     steps: int
     ordinary: float | None
     rescue: Rescue | None
+    starved: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,8 +102,10 @@ def no_grad_flow(evidence: LostGradients | None) -> tuple[Finding, ...]:
     code = "no_grad_flow"
     if evidence is None:
         return wiring("skip", code, "Not checked: no optimizer takes a step.")
-    if not evidence.names:
+    if not evidence.names and not evidence.starved:
         return wiring("pass", code, "A gradient arrives at every parameter that a step uses.")
+    if evidence.starved:
+        return _no_loss_for(evidence)
     names, where = listed(evidence.names), evidence.names[0]
     got = f"{names} got no gradient in {evidence.steps} steps"
     cut = f" at {' and '.join(f'{name}()' for name in evidence.cuts)}" if evidence.cuts else ""
@@ -135,8 +139,23 @@ def no_grad_flow(evidence: LostGradients | None) -> tuple[Finding, ...]:
     return wiring("pass", code, f"{got}; nothing suggests that they should.")
 
 
+def _frees(rescue: Rescue) -> bool:
+    return rescue.helps and (rescue.ordinary < LITTLE or _leaves_less(rescue))
+
+
+def _leaves_less(rescue: Rescue) -> bool:
+    return (1 - rescue.changed) <= _LEFT * (1 - rescue.ordinary)
+
+
+def _no_loss_for(evidence: LostGradients) -> tuple[Finding, ...]:
+    names = evidence.starved
+    message = f"No loss leads to {listed(names)} in {evidence.steps} steps of their own optimizer."
+    hint = "Leave out the detach() or no_grad() between these parameters and their own loss."
+    return wiring("fail", "no_grad_flow", message, hint=hint, where=names[0], parameters=len(names))
+
+
 def _lets_learn(rescue: Rescue, *, fresh: bool) -> bool:
-    better = (1 - rescue.changed) <= _LEFT * (1 - rescue.ordinary)
+    better = _leaves_less(rescue)
     return rescue.helps and better and (rescue.ordinary < 0.1 or (fresh and rescue.ordinary < HALF))
 
 
@@ -214,7 +233,7 @@ def zero_init(evidence: SameUnits) -> tuple[Finding, ...]:
             spread=evidence.spread,
         )
     rescue = evidence.rescue
-    if evidence.started and rescue is not None and rescue.helps:
+    if evidence.started and rescue is not None and _frees(rescue):
         return wiring(
             "warn",
             code,

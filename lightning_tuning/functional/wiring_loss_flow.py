@@ -34,12 +34,14 @@ class GraphEvidence:
         reason: Why nothing can be said; empty where it can.
         has_graph: Whether some loss that went backward was computed with gradients.
         reaches: Whether some parameter got a gradient.
+        constant: Whether the loss is the same for quite other weights.
         terms: Parts of the loss whose value counts and whose gradient does not.
     """
 
     reason: str = ""
     has_graph: bool = True
     reaches: bool = True
+    constant: bool = False
     terms: tuple[Term, ...] = ()
 
 
@@ -60,6 +62,13 @@ def loss_detached(evidence: GraphEvidence) -> tuple[Finding, ...]:
             f"The loss that goes backward {what}: no parameter gets a gradient.",
             hint="Return the loss as it was computed, without detach(), item() or a new tensor.",
             has_graph=evidence.has_graph,
+        )
+    if evidence.constant:
+        return wiring(
+            "fail",
+            code,
+            "The loss is the same whatever the weights are, and its gradient is zero.",
+            hint="Look whether the output is compared with itself, or a mask or factor is zero.",
         )
     if evidence.terms:
         term = evidence.terms[0]

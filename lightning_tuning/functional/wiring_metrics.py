@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from lightning_tuning.findings import Finding
 from lightning_tuning.functional.wiring_finding import wiring
@@ -18,6 +19,8 @@ class MetricFault:
         shape: Shape of the outputs.
         other: Shape of the targets that they spread over; empty where that is not the fault.
         dim: The dimension that the function went over; None for all.
+        answers: Shape of the answers whose right ones are divided by the number of outputs; empty
+            where that is not the fault.
     """
 
     stage: str
@@ -25,6 +28,7 @@ class MetricFault:
     shape: tuple[int, ...]
     other: tuple[int, ...] = ()
     dim: int | None = None
+    answers: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,13 +45,20 @@ class MetricEvidence:
 
 
 def metric_wrong(evidence: MetricEvidence) -> tuple[Finding, ...]:
-    """Find a metric over the batch instead of the classes, or over all pairs of examples.
+    """Find a metric over the batch, over all pairs of examples, or of all scores.
 
     Args:
         evidence: The comparisons.
     """
     for fault in evidence.faults:
-        if fault.other:
+        if fault.answers:
+            most = math.prod(fault.answers) / math.prod(fault.shape)
+            message = (
+                f"In {fault.stage}, the right ones of {fault.answers} answers are divided by the "
+                f"number of scores, of shape {fault.shape}: at most {most:.2g} is reached."
+            )
+            hint = "Divide by the number of labels, labels.numel(), or take the mean."
+        elif fault.other:
             message = (
                 f"In {fault.stage}, {fault.function} of {fault.shape} and {fault.other} compares "
                 "each output with the targets of all examples."
@@ -59,7 +70,7 @@ def metric_wrong(evidence: MetricEvidence) -> tuple[Finding, ...]:
                 f"In {fault.stage}, what is compared with the labels comes from {fault.function} "
                 f"over {over} outputs of shape {fault.shape}, which are not their classes."
             )
-            hint = "Take it over the dimension of the classes, which is 1."
+            hint = "Take it over the dimension of the classes, as the loss does."
         return wiring(
             "fail", "metric_wrong", message, hint=hint, where=fault.function, stage=fault.stage
         )

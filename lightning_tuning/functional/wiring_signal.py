@@ -9,6 +9,9 @@ from lightning_tuning.functional.rescue import Trained
 from lightning_tuning.functional.signal_sizes import EXPLODES, Signal
 from lightning_tuning.functional.wiring_finding import wiring
 
+FAR_OFF = 30.0
+"""Tied embeddings from torch's own start may begin ten times as high as chance, and train."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SignalEvidence:
@@ -19,15 +22,42 @@ class SignalEvidence:
         trained: As it is.
         standardised: The loss after as long a training on data of mean 0 and deviation 1.
         rescaled: The same from weights at which each layer's output varies by one.
+        early: The mean loss over all steps of the training as it is, where its start is far off.
+        early_rescaled: The same from those weights.
+        slower: Whether that was at a tenth of the learning rate, which alone does not help.
     """
 
     signal: Signal
     trained: Trained
     standardised: float | None = None
     rescaled: float | None = None
+    slower: bool = False
+    early: float | None = None
+    early_rescaled: float | None = None
+
+    @property
+    def starts_far_off(self) -> bool:
+        """Whether the first loss is so far above chance that another start is worth trying."""
+        chance = self.trained.chance
+        return (
+            chance is not None
+            and self.trained.before > FAR_OFF * chance
+            and self.signal.symptom() == "bad_init_scale"
+            and not self.signal.odd_inputs
+        )
+
+    @property
+    def loses_its_start(self) -> bool:
+        """Whether a short training is worse on average than chance, rescaled far better."""
+        chance, early, rescaled = self.trained.chance, self.early, self.early_rescaled
+        if not self.starts_far_off or chance is None or early is None or rescaled is None:
+            return False
+        return early > chance and rescaled < 0.5 * chance
 
     def cause(self) -> str:
         """Return the one code that is to blame; empty where none is."""
+        if self.loses_its_start:
+            return "bad_init_scale"
         if self.signal.odd_inputs and self.trained.cured_by(self.standardised):
             return "unnormalized_input"
         if self.trained.cured_by(self.rescaled):
@@ -103,6 +133,8 @@ def bad_init_scale(evidence: SignalEvidence) -> tuple[Finding, ...]:
     signal = evidence.signal
     if not signal.layers:
         return wiring("skip", "bad_init_scale", "No layer with weights was seen.")
+    if evidence.loses_its_start:
+        return _far_off(evidence)
     if signal.logits is not None and signal.logits > EXPLODES and not signal.loud:
         said = f"What enters the loss has a deviation of {signal.logits:.3g} at the start"
         hint = (
@@ -122,6 +154,26 @@ def bad_init_scale(evidence: SignalEvidence) -> tuple[Finding, ...]:
         "Start the weights with a deviation of sqrt(2 / inputs), as nn.init.kaiming_normal_ does.",
         first.name,
         deviation=first.spread,
+    )
+
+
+def _far_off(evidence: SignalEvidence) -> tuple[Finding, ...]:
+    signal, trained = evidence.signal, evidence.trained
+    loud = max(signal.layers, key=lambda layer: layer.spread)
+    return wiring(
+        "warn",
+        "bad_init_scale",
+        f"The first loss is {trained.before:.3g}, where a predictor that knows nothing has "
+        f"{trained.chance:.3g}: the outputs of {loud.name} have a deviation of {loud.spread:.3g}. "
+        f"Over a short training the loss is {evidence.early:.3g} on average, "
+        f"{evidence.early_rescaled:.3g} with each layer's output brought to deviation 1.",
+        hint="Start these weights smaller, so that what enters the loss has a deviation of about "
+        "one.",
+        where=loud.name,
+        deviation=loud.spread,
+        loss_before=trained.before,
+        loss_early=evidence.early,
+        loss_early_rescaled=evidence.early_rescaled,
     )
 
 
@@ -168,7 +220,9 @@ def _verdict(
 ) -> tuple[Finding, ...]:
     if evidence.cause() != code:
         return wiring("pass", code, f"{said}.", hint="", where=where, **numbers)
-    helps = _helps(evidence, evidence.rescaled, "with each layer's output brought to deviation 1")
+    how = "with each layer's output brought to deviation 1"
+    how += " and a tenth of the learning rate" if evidence.slower else ""
+    helps = _helps(evidence, evidence.rescaled, how)
     losses = _losses(evidence, evidence.rescaled)
     return wiring("warn", code, f"{said}; {helps}.", hint=hint, where=where, **numbers, **losses)
 

@@ -48,7 +48,9 @@ class ValidationEvidence:
         what: What is called loss here: a loss function of validation, or a logged value.
         before: The validation loss before training.
         after: After a short training.
-        mapped: After the same with the data brought to the training data's mean and deviation.
+        mapped: After the same with the data brought to the training data's mean and deviation, or
+            with the remedy.
+        remedy: What else makes validation data look like training data; empty for nothing.
         train_before: The same loss on training data, in evaluation mode; None if not known.
         train_after: After the short training.
         reason: Why nothing was compared.
@@ -59,6 +61,7 @@ class ValidationEvidence:
     before: float = math.nan
     after: float = math.nan
     mapped: float = math.nan
+    remedy: str = ""
     train_before: float | None = None
     train_after: float | None = None
     reason: str = ""
@@ -88,6 +91,18 @@ class ValidationEvidence:
 def train_val_mismatch(evidence: ValidationEvidence) -> tuple[Finding, ...]:
     """Judge validation data: far from the training data, and much better when brought to them."""
     code = "train_val_mismatch"
+    if evidence.remedy and evidence.harmful:
+        return wiring(
+            "warn",
+            code,
+            f"A short training takes {evidence.what} of validation from {evidence.before:.3g} to "
+            f"{evidence.after:.3g}, but to {evidence.mapped:.3g} with its data {evidence.remedy}.",
+            hint="Give validation the same preprocessing as training.",
+            where="",
+            loss_before=evidence.before,
+            loss_after=evidence.after,
+            loss_mapped=evidence.mapped,
+        )
     if not evidence.shifts:
         reason = evidence.reason or "no floating-point data enter one layer in both"
         return wiring("skip", code, f"Not checked: {reason}.")

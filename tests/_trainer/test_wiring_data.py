@@ -97,6 +97,20 @@ def test_examples_sorted_by_class():
     assert alarms_of(ORDER, Learner(net(), lr=0.05), by_class(), shuffle=True) == []
 
 
+def test_a_file_in_its_order_that_trains_all_the_same():
+    # several passes over blocks: learnt, and forgotten in part each time
+    x, y = clusters(640)
+    x = x + 0.8 * torch.randn(x.shape, generator=torch.Generator().manual_seed(3))
+    order = y.argsort(stable=True)
+    data = x[order], y[order]
+    [finding] = judged(ORDER, Learner(net(), lr=0.02), data, shuffle=False).findings
+    assert (finding.code, finding.verdict) == ("unshuffled_data", "warn")
+    assert finding.evidence["loss_after"] < 0.6
+    assert alarms_of(ORDER, Learner(net(), lr=0.02), data, shuffle=True) == []
+    # at small steps nothing is forgotten
+    assert alarms_of(ORDER, Learner(net(), lr=0.001), data, shuffle=False) == []
+
+
 def by_value():
     x, _ = clusters(640)
     y = torch.sin(x[:, :1]) + x[:, 1:2]
@@ -147,6 +161,14 @@ def test_a_rare_class_that_drowns():
     weighed = Learner(net(2), lr=0.01, loss=lambda o, t: F.cross_entropy(o, t, weight=weight))
     assert alarms_of(IMBALANCE, plain, data, batch_size=64) == ["class_imbalance"]
     assert alarms_of(IMBALANCE, weighed, data, batch_size=64) == []
+
+
+@pytest.mark.parametrize(("weight", "codes"), [(1.0, ["class_imbalance"]), (60.0, [])])
+def test_weights_that_weigh_nothing_are_no_remedy(weight, codes):
+    x, y = rare(0.8)
+    loss = nn.BCEWithLogitsLoss(pos_weight=torch.tensor(weight))
+    program = Learner(net(1), lr=0.01, loss=loss)
+    assert alarms_of(IMBALANCE, program, (x, y.float()[:, None]), batch_size=64) == codes
 
 
 def test_a_rare_class_that_is_learnt_or_cannot_be():

@@ -185,6 +185,11 @@ FAULTY = {
         lambda: Net(binary, 1, val=lambda out, y: ((out > 0)[:, 0] == y).float().mean()),
         "binary",
     ),
+    "metric_wrong: shares": (
+        lambda: Net(ce, val=lambda out, y: (out.argmax(1) == y).sum() / out.numel()),
+        lambda: Net(ce, val=lambda out, y: (out.argmax(1) == y).sum() / y.numel()),
+        "classes",
+    ),
     "wrong_num_classes": (lambda: Net(ce, 2), lambda: Net(ce, 4), "classes"),
     "wrong_num_classes: many": (lambda: Net(ce, 60), lambda: Net(ce, 3), "classes"),
     "output_range_mismatch": (

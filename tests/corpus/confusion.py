@@ -71,19 +71,18 @@ def main():
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     logging.getLogger("lightning_utilities.core.rank_zero").setLevel(logging.ERROR)
     torch.set_num_threads(1)
-    second = [pair for module in modules("second_broken") for pair in module.PAIRS]
-    third = [pair for module in modules("third_broken") for pair in module.PAIRS]
     programs = {
         "broken": [broken for broken, _ in test_broken.PAIRS],
         "repaired": [repaired for _, repaired in test_broken.PAIRS],
         "healthy": test_healthy.PROGRAMS,
-        "second_broken": [broken for broken, _ in second],
-        "second_repaired": [repaired for _, repaired in second],
-        "second_healthy": [p for module in modules("second_healthy") for p in module.PROGRAMS],
-        "third_broken": [broken for broken, _ in third],
-        "third_repaired": [repaired for _, repaired in third],
-        "third_healthy": [p for module in modules("third_healthy") for p in module.PROGRAMS],
     }
+    for name in ("second", "third", "fourth"):
+        pairs = [pair for module in modules(f"{name}_broken") for pair in module.PAIRS]
+        programs[f"{name}_broken"] = [broken for broken, _ in pairs]
+        programs[f"{name}_repaired"] = [repaired for _, repaired in pairs]
+        programs[f"{name}_healthy"] = [
+            program for module in modules(f"{name}_healthy") for program in module.PROGRAMS
+        ]
     for kind in options.kind.split(","):
         counts = {}
         for program in programs[kind]:

@@ -40,6 +40,11 @@ def test_no_line_is_too_long_and_no_word_is_lost(width):
     assert text.split().count("word") == 60
 
 
+def test_a_place_that_the_message_names_is_not_told_twice():
+    text = as_text([finding(where="net.0.weight", message="net.0.weight is zero.")])
+    assert text.count("net.0.weight") == 1
+
+
 def test_few_are_all_told_in_full():
     text = as_text([finding("skip", message="There is no loss."), finding("pass")])
     assert "There is no loss." in text

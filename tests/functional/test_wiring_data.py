@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import pytest
@@ -83,6 +84,29 @@ def test_a_sorted_order_warns_where_a_random_one_is_much_better():
     assert unshuffled_data(OrderEvidence(order=None))[0].verdict == "skip"
 
 
+def test_a_file_order_warns_though_it_trains():
+    blocks = ORDERS["blocks"][0]
+    noise = torch.randn(len(blocks), 3, generator=torch.Generator().manual_seed(0))
+    good = Trained(before=2.0, after=0.5)
+
+    def verdict(inputs, at_random, trained=good, targets=blocks):
+        found = target_order(targets, inputs)
+        evidence = OrderEvidence(order=found, in_order=trained, at_random=at_random)
+        return unshuffled_data(evidence)[0].verdict
+
+    assert verdict(noise, 0.24) == "warn"
+    assert verdict(noise + 2 * blocks[:, None], 0.24) == "warn"
+    assert verdict(noise, 0.26) == "pass"
+    assert verdict(noise, 0.01, trained=Trained(before=2.0, after=0.19)) == "pass"
+    # a recording, where neighbours look alike
+    assert verdict(noise.cumsum(0), 0.01) == "pass"
+    assert verdict(None, 0.01) == "pass"
+    rising = torch.linspace(-1, 5, 120)
+    assert verdict(noise, 0.24, targets=rising) == "warn"
+    assert verdict(noise, 0.01, targets=rising + 0.1 * noise[:, 0]) == "pass"
+    assert verdict(torch.cat([noise, rising[:, None]], 1), 0.01, targets=rising) == "pass"
+
+
 def imbalance(**changes):
     values = {
         "examples": 1000,
@@ -132,6 +156,15 @@ def test_shifted_validation_data_warn_where_the_shift_does_harm():
     assert mismatch(before=30.0, after=15.0) == "warn"
     # it gets better, yet far less than it would
     assert mismatch(after=1.7) == "warn"
+
+
+def test_a_remedy_that_makes_validation_much_better_warns():
+    values = {"what": "x", "before": 2.3, "after": 4.0, "train_before": 2.3, "train_after": 0.3}
+    found = ValidationEvidence(remedy="mirrored", mapped=0.4, **values)
+    [finding] = train_val_mismatch(found)
+    assert (finding.verdict, "mirrored" in finding.message) == ("warn", True)
+    [finding] = train_val_mismatch(dataclasses.replace(found, mapped=3.0))
+    assert finding.verdict == "skip"
 
 
 def test_a_shift_without_harm_passes():

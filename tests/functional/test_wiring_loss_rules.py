@@ -169,6 +169,12 @@ def test_metric_wrong():
     assert verdict(rule(evidence(faults=(), comparisons=2))) == "pass"
     fault = wiring_metrics.MetricFault(stage="validation", function="argmax", shape=(8, 3), dim=0)
     assert verdict(rule(evidence(faults=(fault,), comparisons=1))) == "fail"
+    fault = wiring_metrics.MetricFault(
+        stage="validation", function="numel", shape=(8, 9, 5), answers=(8, 9)
+    )
+    [finding] = rule(evidence(faults=(fault,), comparisons=1))
+    assert finding.verdict == "fail"
+    assert "at most 0.2" in finding.message
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,102 @@
+"""How far schedulers raise the learning rate in the course of a fit, without training."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule, Trainer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from lightning_tuning._trainer.groups import base_rate
+from lightning_tuning._trainer.learning_rates import rates_of
+from lightning_tuning._trainer.ordinary_run import OrdinaryRun
+from lightning_tuning._trainer.probe import Probe
+from lightning_tuning._trainer.schedule_length import accumulation, steps_left
+from lightning_tuning.functional.schedule_rise import ScheduleRise
+
+_FOLLOWED = 20_000
+"""A longer warm-up is not followed to its end."""
+_NEAR_BASE = 0.1
+_SHORT = 100
+"""A shorter fit only tries whether the program runs."""
+
+
+def schedule_rise(probe: Probe, ordinary: OrdinaryRun) -> ScheduleRise | None:
+    """Step the schedulers alone until a rate comes near its base rate, or to the fit's end.
+
+    Args:
+        probe: An entered probe; it is rewound afterwards.
+        ordinary: How the program trains as it is.
+
+    Returns:
+        What the rates did; None without schedulers, and where the module steps them itself.
+    """
+    probe.rewind()
+    trainer = probe.trainer
+    periods = _periods(trainer)
+    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    if not periods or not any(base_rate(group) > 0 for group in groups):
+        return None
+    rates = rates_of(trainer, None)
+    peaks = zip(rates.groups, rates.base_rates, strict=True)
+    rated = [(group, peak) for group, peak in peaks if peak > 0]
+    length = _length(trainer)
+    shares: list[float] = []
+    changes = zeros = 0
+    with warnings.catch_warnings():
+        # torch misses the optimizer's steps in between
+        warnings.simplefilter("ignore")
+        for step in range(1, 1 + min(_FOLLOWED, length or _FOLLOWED)):
+            shares.append(max(float(group["lr"]) / peak for group, peak in rated))
+            if shares[-1] >= _NEAR_BASE:
+                break
+            still_zero = zeros == len(shares) - 1 and shares[-1] == 0
+            due = [scheduler for scheduler, period in periods if step % period == 0]
+            for scheduler in due:
+                scheduler.step()
+            zeros += still_zero
+            changes += still_zero and bool(due)
+    probe.rewind()
+    return ScheduleRise(
+        length=length,
+        followed=len(shares),
+        zeros=zeros,
+        changes=changes,
+        highest=max(shares),
+        last=shares[-1],
+        unmoved=ordinary.run.before == ordinary.run.after,
+    )
+
+
+def _length(trainer: Trainer) -> int | None:
+    try:
+        left = steps_left(trainer, name="OverfitBatchCheck")
+    except MisconfigurationException:
+        return None
+    return left if left >= _SHORT else None
+
+
+def _periods(trainer: Trainer) -> list[tuple[LRScheduler, int]]:
+    """Return each scheduler and how many of the optimizer's steps lie between its own.
+
+    Empty where that is not known of all.
+    """
+    module, configs = trainer.lightning_module, trainer.lr_scheduler_configs
+    own = type(module).lr_scheduler_step is not LightningModule.lr_scheduler_step
+    if own or not module.automatic_optimization:
+        return []
+    found = []
+    for config in configs:
+        scheduler: object = config.scheduler
+        if not isinstance(scheduler, LRScheduler) or isinstance(scheduler, ReduceLROnPlateau):
+            return []
+        period: float = config.frequency
+        if config.interval == "epoch":
+            batches = trainer.num_training_batches
+            if math.isinf(batches):
+                return []
+            period *= math.ceil(batches / accumulation(trainer, trainer.current_epoch))
+        found.append((scheduler, max(int(period), 1)))
+    return found
