@@ -47,23 +47,22 @@ def test_precisions(precision):
     assert_quiet_and_undisturbed(precision=precision)
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"accumulate_grad_batches": 2},
-        {"gradient_clip_val": 0.5},
-        {"make": Manual},
-        {"make": lambda: Classifier(groups=(0.1, 0.01))},
-        {"make": lambda: Classifier(optimizer=lambda p: torch.optim.LBFGS(p, lr=0.1))},
-        {"limit_train_batches": 2},
-        {"overfit_batches": 1},
-        {"max_steps": 3, "max_epochs": -1},
-    ],
-    ids=str,
-)
+SETTINGS = {
+    "accumulation": {"accumulate_grad_batches": 2},
+    "clipping": {"gradient_clip_val": 0.5},
+    "manual optimization": {"make": Manual},
+    "parameter groups": {"make": lambda: Classifier(groups=(0.1, 0.01))},
+    "lbfgs": {"make": lambda: Classifier(optimizer=lambda p: torch.optim.LBFGS(p, lr=0.1))},
+    "fewer batches": {"limit_train_batches": 2},
+    "overfit_batches": {"overfit_batches": 1},
+    "max_steps": {"max_steps": 3, "max_epochs": -1},
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
 @pytest.mark.filterwarnings("ignore:You requested to overfit but enabled train dataloader")
-def test_settings_of_the_trainer(settings):
-    assert_quiet_and_undisturbed(**settings)
+def test_settings_of_the_trainer(name):
+    assert_quiet_and_undisturbed(**SETTINGS[name])
 
 
 class Stream(IterableDataset):

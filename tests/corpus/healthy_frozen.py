@@ -331,7 +331,7 @@ def on_digits(module):
 # own_autograd_function          val_acc           0.156 to 0.189        0.947 to 0.96
 PROGRAMS = [
     Program(
-        "frozen_trunk",
+        "frozen_trunk_of_features",
         lambda: (Transfer(), *loaders(*low_and_high()[1])),
         metric="val_acc",
         steps=300,
