@@ -54,7 +54,6 @@ CODES: frozenset[str] = frozenset(
         "train_mode_in_validation",
         "step_raised",
         # data
-        "label_mismatch",
         "constant_input",
         "unnormalized_input",
         "nan_in_data",

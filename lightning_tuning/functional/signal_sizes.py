@@ -169,20 +169,26 @@ class Signal:
     def faint(self) -> tuple[LayerSignal, ...]:
         """Layers before the last whose outputs are next to nothing, yet not zero.
 
-        Of the first layer it is what varies that counts, since biases hide the rest. Of the others
-        too where it is a thousandth: there all examples look the same.
+        Of the first layer it is what varies that counts, since biases hide the rest.
         """
         if not self.layers:
             return ()
-        small = min(1.0, *(scale.size for scale in self.inputs if scale.size > 0), 1.0) * VANISHES
         sizes = [self.layers[0].spread, *(layer.output for layer in self.layers[1:])]
         pairs = zip(self.layers[:-1], sizes[:-1], strict=True)
-        fading = small / VANISHES * FADES
+        return tuple(layer for layer, size in pairs if 0 < size < self._unit * VANISHES)
+
+    @property
+    def fading(self) -> tuple[LayerSignal, ...]:
+        """Layers before the last behind which all examples look the same."""
         return tuple(
             layer
-            for layer, size in pairs
-            if 0 < size < small or ROUNDING * layer.output < layer.spread < fading
+            for layer in self.layers[:-1]
+            if ROUNDING * layer.output < layer.spread < self._unit * FADES
         )
+
+    @property
+    def _unit(self) -> float:
+        return min(1.0, *(scale.size for scale in self.inputs if scale.size > 0), 1.0)
 
     @property
     def slope(self) -> float | None:
@@ -201,15 +207,16 @@ class Signal:
     def symptom(self) -> str:
         """Return the code of what is nearest to the root; empty where nothing is odd."""
         slope = self.slope
-        found = {
-            "saturated_activations": bool(self.flat),
-            "dead_relu": bool(self.dead) and not self.loud,
-            "bad_init_scale": bool(self.loud or self.faint) or (self.logits or 0.0) > EXPLODES,
-            "vanishing_gradients": bool(self.forgetful)
-            or (slope is not None and slope < 1 / STEEP),
-            "exploding_gradients": slope is not None and slope > STEEP,
-        }
-        return next((code for code, is_so in found.items() if is_so), "")
+        vanishing = bool(self.forgetful) or (slope is not None and slope < 1 / STEEP)
+        found = (
+            ("saturated_activations", bool(self.flat)),
+            ("dead_relu", bool(self.dead) and not self.loud),
+            ("bad_init_scale", bool(self.loud or self.faint) or (self.logits or 0.0) > EXPLODES),
+            ("vanishing_gradients", vanishing),
+            ("exploding_gradients", slope is not None and slope > STEEP),
+            ("bad_init_scale", bool(self.fading)),
+        )
+        return next((code for code, is_so in found if is_so), "")
 
 
 def input_scale(name: str, mean: Sequence[float], std: Sequence[float]) -> InputScale | None:

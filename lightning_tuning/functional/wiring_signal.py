@@ -141,7 +141,7 @@ def bad_init_scale(evidence: SignalEvidence) -> tuple[Finding, ...]:
             "Start the last layer smaller, or divide its output, so that the logits are about one."
         )
         return _verdict(evidence, "bad_init_scale", said, hint, "", deviation=signal.logits)
-    odd = (*signal.loud, *signal.faint) or signal.layers
+    odd = (*signal.loud, *signal.faint) or signal.fading or signal.layers
     first = odd[0]
     said = (
         f"At the start the outputs of {first.name} have a deviation of {first.spread:.3g} about "

@@ -76,7 +76,7 @@ def test_the_fit_is_as_without_them():
     assert rows == with_rows
 
 
-@pytest.mark.parametrize("order", list(itertools.permutations(range(4)))[::7])
+@pytest.mark.parametrize("order", list(itertools.permutations(range(4)))[9::12])
 def test_the_order_does_not_matter(order):
     expected = checks()
     fit(expected, Broken())
