@@ -59,8 +59,8 @@ class StopAfter(Callback):
             trainer.should_stop = True
 
 
-def some(programs, every=4):
-    """Every fourth of them, which is enough for each run of the tests; all with CORPUS_FULL."""
+def some(programs, every=8):
+    """Every eighth of them, which is enough for each run of the tests; all with CORPUS_FULL."""
     return list(programs) if os.environ.get("CORPUS_FULL") else list(programs)[::every]
 
 
