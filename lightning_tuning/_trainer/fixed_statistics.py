@@ -8,35 +8,26 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
-from torch.overrides import TorchFunctionMode
+
+from lightning_tuning._trainer.step_trace import Intercept
 
 
-class FixedStatistics(TorchFunctionMode):
-    """Lets batch normalisation use fixed statistics, whatever mode its layer is in.
+def fixed_statistics(*, over_time: bool = False) -> Intercept:
+    """Return what lets batch normalisation use fixed statistics, whatever mode its layer is in.
 
     Args:
         over_time: Whether group and instance normalisation lose their statistics too, which they
             take over all positions of an example.
     """
 
-    def __init__(self, *, over_time: bool = False) -> None:
-        super().__init__()
-        self._over_time = over_time
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        """Call the function, or what stands in for it."""
-        kwargs = kwargs or {}
+    def instead(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         if func is F.batch_norm:
             return _batch_norm(*args, **kwargs)
-        if self._over_time and func in (F.group_norm, F.instance_norm):
+        if over_time and func in (F.group_norm, F.instance_norm):
             return _only_scaled(func, *args, **kwargs)
         return func(*args, **kwargs)
+
+    return Intercept(instead)
 
 
 def _batch_norm(*args: Any, **kwargs: Any) -> Tensor:

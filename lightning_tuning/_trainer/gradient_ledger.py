@@ -196,14 +196,12 @@ def _differs(parameter: Tensor, start: Tensor) -> Tensor:
     return (parameter.detach() != start).any()
 
 
-def flags_on_host(trainer: Trainer, accounts: Sequence[Account]) -> list[Row]:
-    """Bring the flags of accounts to the host with one transfer; on several ranks, of any rank."""
+def flags_on_host(accounts: Sequence[Account]) -> list[Row]:
+    """Bring the flags of accounts to the host with one transfer."""
     if not accounts:
         return []
     device = accounts[0].start.device
     table = torch.stack([_flags(account).to(device) for account in accounts])
-    if trainer.world_size > 1:
-        table = trainer.strategy.broadcast(trainer.strategy.reduce(table, reduce_op="max"))
     return [
         Row(bool(row[0]), bool(row[1]), bool(row[2]), bool(row[3]), bool(row[4]), row[5])
         for row in table.tolist()

@@ -11,12 +11,13 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
+from lightning_tuning._trainer.eagerly import eagerly
 from lightning_tuning._trainer.errors import CannotProbeError
 from lightning_tuning._trainer.forward_only import no_steps
 from lightning_tuning._trainer.gradient_loss import Gradients, RepeatedLoss
 from lightning_tuning._trainer.gradient_precision import (
-    FloatMeansDouble,
     first_examples,
+    float_means_double,
     has_room,
     in_double,
 )
@@ -64,7 +65,7 @@ def measure_gradients(
     """
     if any(type(p.data) is not Tensor for p in module.parameters()):
         raise CannotProbeError("the weights are sharded or of a type of their own")
-    with torch.compiler.set_stance("force_eager"), Sandbox(trainer, module) as box:
+    with eagerly(), Sandbox(trainer, module) as box:
         steps = _burn_in(box, settings.burn_in_steps)
         with no_steps(trainer), torch.random.fork_rng([]):
             return dataclasses.replace(_at_present_weights(box, settings), step=steps)
@@ -124,7 +125,7 @@ def _precision(module: LightningModule, precision: str) -> Iterator[None]:
         if precision != "own":
             stack.enter_context(in_double(module))
         if precision == "forced double":
-            stack.enter_context(FloatMeansDouble())
+            stack.enter_context(float_means_double())
         yield
 
 

@@ -11,9 +11,9 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from lightning_tuning._trainer.step_trace import Intercept
 from lightning_tuning._trainer.uninterrupted import Uninterrupted
 
 _ROOM = 4
@@ -40,28 +40,25 @@ def in_double(module: LightningModule) -> Iterator[None]:
                 tensor.grad = grad
 
 
-class FloatMeansDouble(TorchFunctionMode):
-    """Lets a program that says ``.float()`` or ``dtype=torch.float32`` say double meanwhile.
+def float_means_double() -> Intercept:
+    """Return what lets a program that says ``.float()`` or ``dtype=torch.float32`` say double.
 
     Example:
-        >>> with FloatMeansDouble():
+        >>> with float_means_double():
         ...     torch.ones(2, dtype=torch.float32).dtype, torch.tensor([1]).float().dtype
         (torch.float64, torch.float64)
     """
+    return Intercept(_in_double_precision)
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        """Call the function with its precision replaced."""
-        if func in _TO_LESS:
-            return args[0].to(torch.float64)
-        less = [torch.float64 if _is_less(value) else value for value in args]
-        named = {k: torch.float64 if _is_less(v) else v for k, v in (kwargs or {}).items()}
-        return func(*less, **named)
+
+def _in_double_precision(
+    func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Any:
+    if func in _TO_LESS:
+        return args[0].to(torch.float64)
+    less = [torch.float64 if _is_less(value) else value for value in args]
+    named = {k: torch.float64 if _is_less(v) else v for k, v in kwargs.items()}
+    return func(*less, **named)
 
 
 _TO_LESS = (Tensor.float, Tensor.half, Tensor.bfloat16)

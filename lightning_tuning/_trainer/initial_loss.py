@@ -11,7 +11,8 @@ from lightning.pytorch import LightningModule
 
 from lightning_tuning._trainer.errors import CannotProbeError
 from lightning_tuning._trainer.ordinary_run import ordinary_run
-from lightning_tuning._trainer.probe import Probe, Step
+from lightning_tuning._trainer.probe import Probe
+from lightning_tuning._trainer.probe_results import Step
 from lightning_tuning.functional.initial_loss import (
     InitialLossResult,
     loss_terms,

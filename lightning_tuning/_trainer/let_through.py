@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+
+from lightning_tuning._trainer.step_trace import Intercept
 
 _DATA = Tensor.data.__get__  # type: ignore[attr-defined]
 
@@ -29,7 +30,7 @@ class LetThrough:
 
         @functools.wraps(own)
         def step(*args: Any, **kwargs: Any) -> Any:
-            with _Open():
+            with Intercept(_open):
                 return own(*args, **kwargs)
 
         vars(self._module)["training_step"] = step
@@ -38,16 +39,9 @@ class LetThrough:
         vars(self._module).pop("training_step", None)
 
 
-class _Open(TorchFunctionMode):
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        if func is torch._C._set_grad_enabled and not args[0]:
-            return None
-        if func is Tensor.detach or func == _DATA:
-            return args[0]
-        return func(*args, **(kwargs or {}))
+def _open(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    if func is torch._C._set_grad_enabled and not args[0]:
+        return None
+    if func is Tensor.detach or func == _DATA:
+        return args[0]
+    return func(*args, **kwargs)

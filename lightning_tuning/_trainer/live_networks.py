@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
-from torch.overrides import TorchFunctionMode
 
 from lightning_tuning._trainer.observed import Observed
+from lightning_tuning._trainer.step_trace import Intercept
 from lightning_tuning.functional.loss_calls import LossCall
 
 _NOISE = 0.1
@@ -33,24 +33,17 @@ def _score(call: LossCall) -> Tensor:
     return call.input if origin is None else origin.input
 
 
-class LeakyUnits(TorchFunctionMode):
-    """Lets dead units pass a little of their input."""
+def leaky_units() -> Intercept:
+    """Return what lets dead units pass a little of their input: leaky ReLUs for ReLUs."""
+    return Intercept(_leaky)
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        """Call the function, or a leaky ReLU in the place of a ReLU."""
-        kwargs = kwargs or {}
-        if getattr(func, "__name__", "") not in _RELUS:
-            return func(*args, **kwargs)
-        given: Tensor = args[0] if args else kwargs["input"]
-        result = func(*args, **kwargs)
-        leaky = F.leaky_relu(given if result is not given else result, 0.2)
-        return leaky if result is not given else result
+
+def _leaky(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    result = func(*args, **kwargs)
+    if getattr(func, "__name__", "") not in _RELUS:
+        return result
+    given: Tensor = args[0] if args else kwargs["input"]
+    return result if result is given else F.leaky_relu(given, 0.2)
 
 
 class NoisyWeights(contextlib.AbstractContextManager[None]):

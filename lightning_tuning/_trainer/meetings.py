@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from lightning_tuning._trainer.step_trace import DATA, MODEL, TracedCall, batch_size
+from lightning_tuning._trainer.step_trace import DATA, MODEL, TracedCall
 from lightning_tuning.functional.origins import Origin
 
 _ELEMENTWISE = ("sub", "rsub", "mul", "rmul", "div", "rdiv", "add", "radd")
@@ -137,8 +137,3 @@ def spread_over_each_other(output: Tensor, target: Tensor, size: int | None) -> 
     except RuntimeError:
         return False
     return bool(math.prod(result) == size * output.numel())
-
-
-def size_of(call: TracedCall) -> int | None:
-    """Return the examples in the batch of a call's step."""
-    return batch_size(call.trace.batch)

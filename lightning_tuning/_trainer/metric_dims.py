@@ -11,7 +11,8 @@ from lightning_tuning._trainer.numbered_layers import (
     CalledLayers,
     Numbered,
 )
-from lightning_tuning._trainer.probe import Probe, StepError
+from lightning_tuning._trainer.probe import Probe
+from lightning_tuning._trainer.probe_results import StepError
 from lightning_tuning._trainer.step_trace import DATA, StepTrace, TracedCall
 from lightning_tuning.functional.loss_calls import LossCall
 from lightning_tuning.functional.wiring_metrics import MetricFault

@@ -18,8 +18,10 @@ from torch.overrides import TorchFunctionMode
 from lightning_tuning._trainer.batches import ProbeBatch
 from lightning_tuning._trainer.errors import CannotProbeError
 from lightning_tuning._trainer.examples import leaves
-from lightning_tuning._trainer.fixed_statistics import FixedStatistics
-from lightning_tuning._trainer.probe import Mode, Probe, StepError, Watch
+from lightning_tuning._trainer.fixed_statistics import fixed_statistics
+from lightning_tuning._trainer.probe import Probe, Watch
+from lightning_tuning._trainer.probe_mode import Mode
+from lightning_tuning._trainer.probe_results import StepError
 from lightning_tuning.functional.batch_links import Comparison, comparison, differs
 from lightning_tuning.functional.loss_calls import LOSS_FUNCTIONS, LossCall
 
@@ -86,7 +88,7 @@ def observe(
     outermost, end = OutermostOutputs(), _RandomState()
     forward = BeforeBackward(outermost)
     step = probe.step(
-        batch, mode=mode, seed=seed, watch=[FixedStatistics(), outermost, end, forward, *watch]
+        batch, mode=mode, seed=seed, watch=[fixed_statistics(), outermost, end, forward, *watch]
     )
     calls = tuple(call for call in step.calls if call.trained and forward.has(call.result))
     found = [comparison(call) for call in calls]
@@ -120,16 +122,6 @@ def working_mode(probe: Probe, batch: ProbeBatch) -> Mode:
         except StepError as error:
             problem = str(error)
     raise CannotProbeError(problem)
-
-
-def alone(probe: Probe) -> None:
-    """Refuse several processes.
-
-    Raises:
-        CannotProbeError: There are several, which would have to take the same steps.
-    """
-    if probe.trainer.world_size > 1:
-        raise CannotProbeError("single examples are replaced in one process only, with devices=1")
 
 
 class OutermostOutputs(contextlib.AbstractContextManager["OutermostOutputs"]):

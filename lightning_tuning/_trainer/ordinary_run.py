@@ -8,7 +8,8 @@ import weakref
 
 from torch import Tensor
 
-from lightning_tuning._trainer.probe import Probe, Run, Step
+from lightning_tuning._trainer.probe import Probe
+from lightning_tuning._trainer.probe_results import Run, Step
 from lightning_tuning.functional.chance_loss import chance_level
 from lightning_tuning.functional.progress import progress
 

@@ -16,7 +16,8 @@ from lightning_tuning._trainer.overfit_batch_inputs import (
     same_inputs,
 )
 from lightning_tuning._trainer.overfit_batch_search import OverfitSettings, Search
-from lightning_tuning._trainer.probe import Probe, Step, StepError
+from lightning_tuning._trainer.probe import Probe
+from lightning_tuning._trainer.probe_results import Step, StepError
 from lightning_tuning.functional.overfit_batch import OverfitBatchResult
 from lightning_tuning.functional.overfit_batch_findings import OverfitEvidence
 from lightning_tuning.functional.overfit_batch_floor import levels

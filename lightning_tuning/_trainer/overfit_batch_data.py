@@ -15,7 +15,9 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from lightning_tuning._trainer.batches import ProbeBatch
 from lightning_tuning._trainer.errors import CannotProbeError
-from lightning_tuning._trainer.probe import Probe, StepError
+from lightning_tuning._trainer.examples import leaves
+from lightning_tuning._trainer.probe import Probe
+from lightning_tuning._trainer.probe_results import StepError
 from lightning_tuning._trainer.random_state import kept_random_state
 
 _READ = 100_000
@@ -135,13 +137,6 @@ def _cut(data: Any, num_samples: int) -> tuple[Any, int]:
 def _samples_of(data: Any) -> int | None:
     sizes = {leaf.size(0) if leaf.dim() else 0 for leaf in leaves(data)}
     return sizes.pop() if len(sizes) == 1 and 0 not in sizes else None
-
-
-def leaves(data: Any) -> list[Tensor]:
-    """Return the tensors of a batch in the order of its structure."""
-    found: list[Tensor] = []
-    apply_to_collection(data, Tensor, found.append)
-    return found
 
 
 def with_leaves(data: Any, change: Callable[[Tensor], Tensor], which: Sequence[int]) -> Any:

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_tuning._trainer.batches import ProbeBatch
-from lightning_tuning._trainer.overfit_batch_data import leaves, with_leaves
-from lightning_tuning._trainer.probe import Probe, StepError
+from lightning_tuning._trainer.examples import leaves
+from lightning_tuning._trainer.overfit_batch_data import with_leaves
+from lightning_tuning._trainer.probe import Probe
+from lightning_tuning._trainer.probe_results import StepError
 from lightning_tuning.functional.loss_calls import LossCall
 
 _GAINS = (1.0, 4.0)

@@ -19,7 +19,8 @@ from lightning_tuning._trainer.errors import CannotProbeError
 from lightning_tuning._trainer.learning_rates import GroupRates, rates_of
 from lightning_tuning._trainer.overfit_batch_data import TinyBatch, with_leaves
 from lightning_tuning._trainer.overfit_batch_inputs import Inputs
-from lightning_tuning._trainer.probe import Probe, StepError
+from lightning_tuning._trainer.probe import Probe
+from lightning_tuning._trainer.probe_results import StepError
 from lightning_tuning._trainer.settings_changes import (
     DuringSteps,
     NoDropout,

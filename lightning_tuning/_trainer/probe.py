@@ -3,74 +3,33 @@
 from __future__ import annotations
 
 import contextlib
-import copy
-import dataclasses
 import itertools
-import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loops.utilities import _block_parallel_sync_behavior
-from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from lightning_tuning._trainer.batches import ProbeBatch
+from lightning_tuning._trainer.changed_batches import changed, copied
+from lightning_tuning._trainer.eagerly import eagerly
 from lightning_tuning._trainer.errors import CannotProbeError
-from lightning_tuning._trainer.forward_only import no_steps, silence
+from lightning_tuning._trainer.forward_only import no_steps
 from lightning_tuning._trainer.loss_call_recorder import LossCallRecorder
+from lightning_tuning._trainer.probe_mode import Mode, set_mode
+from lightning_tuning._trainer.probe_results import Run, Step, StepError
 from lightning_tuning._trainer.sandbox import Sandbox
 from lightning_tuning._trainer.snapshot import Snapshot
 from lightning_tuning._trainer.steps import begin_training, training_batch
-from lightning_tuning.functional.loss_calls import LossCall
 
-Mode = Literal["live", "silent", "eval"]
 Watch = contextlib.AbstractContextManager[Any]
 _JUDGED_BATCHES = 4
 _READ: weakref.WeakKeyDictionary[object, tuple[int, list[ProbeBatch]]]
 _READ = weakref.WeakKeyDictionary()
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Step:
-    """What one training step did.
-
-    Attributes:
-        loss: What it returned, or sent backward; detached. None where there is none.
-        calls: The loss functions it called, in their order.
-    """
-
-    loss: Tensor | None
-    calls: tuple[LossCall, ...]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Run:
-    """What a short training did.
-
-    Attributes:
-        losses: The training loss of each optimizer step.
-        before: The mean loss over a few fixed training batches, without dropout, at the start.
-        after: The same at the end.
-        error: What the program said where it broke down.
-    """
-
-    losses: tuple[float, ...]
-    before: float
-    after: float
-    error: str = ""
-
-
-class StepError(CannotProbeError):
-    """The program's own step raised; ``calls`` are the losses it had called until then."""
-
-    def __init__(self, error: Exception, calls: Sequence[LossCall]) -> None:
-        super().__init__(f"training_step raised {type(error).__name__}: {error}")
-        self.error = error
-        self.calls = tuple(calls)
 
 
 class Probe:
@@ -94,7 +53,7 @@ class Probe:
 
     def __enter__(self) -> Probe:
         with contextlib.ExitStack() as stack:
-            stack.enter_context(_eagerly())
+            stack.enter_context(eagerly())
             stack.enter_context(self.box)
             stack.callback(self._move)
             self._stack = stack.pop_all()
@@ -156,7 +115,7 @@ class Probe:
         base = self._stand_still()
         recorder = LossCallRecorder()
         self.trainer.fit_loop._skip_backward = not backward
-        _set_mode(self.module, mode)
+        set_mode(self.module, mode)
         if seed is not None:
             torch.manual_seed(seed)
         try:
@@ -164,7 +123,7 @@ class Probe:
                 stack.enter_context(_block_parallel_sync_behavior(self.trainer.strategy))
                 for context in (recorder, *watch):
                     stack.enter_context(context)
-                loss = training_batch(self.trainer, _copied(batch), self.box._recorder)
+                loss = training_batch(self.trainer, copied(batch), self.box._recorder)
         except StopIteration:
             loss = None
         except CannotProbeError:
@@ -204,17 +163,6 @@ class Probe:
             raise StepError(error, ()) from error
         finally:
             base.restore()
-
-    def validation_batches(self, count: int) -> list[Any]:
-        """Return the data of the first batches of the first validation loader, on the host.
-
-        Raises:
-            CannotProbeError: There is no validation data.
-        """
-        self.validate(num_batches=count)
-        assert self.box._validation is not None
-        loaders, _ = self.box._validation
-        return list(loaders.flattened[0].data)
 
     def run(
         self,
@@ -277,7 +225,7 @@ class Probe:
         if batches is None and change is None:
             return None
         own = self.box._endless_batches() if batches is None else itertools.cycle(batches)
-        return (_changed(batch, change) for batch in own)
+        return (changed(batch, change) for batch in own)
 
     def _train(
         self,
@@ -300,7 +248,7 @@ class Probe:
         self._stand_still(begin=begin)
         try:
             for batch in judges:
-                step = self.step(_changed(batch, change), mode="silent", seed=1)
+                step = self.step(changed(batch, change), mode="silent", seed=1)
                 if step.loss is not None:
                     losses.append(step.loss)
         finally:
@@ -337,27 +285,3 @@ class Probe:
 def forget_batches(trainer: Trainer) -> None:
     """Let go of the batches that the checks of this fit have read."""
     _READ.pop(trainer.fit_loop._combined_loader, None)
-
-
-def _set_mode(module: LightningModule, mode: Mode) -> None:
-    if mode == "eval":
-        module.eval()
-    elif mode == "silent":
-        silence(module)
-
-
-def _copied(batch: ProbeBatch) -> ProbeBatch:
-    return _changed(batch, lambda data: apply_to_collection(data, Tensor, torch.clone))
-
-
-def _changed(batch: ProbeBatch, change: Callable[[Any], Any] | None) -> ProbeBatch:
-    return batch if change is None else batch._replace(data=change(copy.copy(batch.data)))
-
-
-@contextlib.contextmanager
-def _eagerly() -> Iterator[None]:
-    """Run compiled modules as they are written, since a graph hides its calls."""
-    with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
-        # the hooks are ours, and are gone before anything is compiled
-        warnings.filterwarnings("ignore", "Using `torch.compile.module.` when there are global")
-        yield

@@ -38,10 +38,10 @@ class DataDependentInit(LayerCalls):
         self._ids: dict[int, Tensor] = {}
         self._last = last
 
-    def put(self, found: Mapping[str, Tensor]) -> None:
-        """Write weights into the program."""
+    def put(self) -> None:
+        """Write what was found into the program."""
         with torch.no_grad():
-            for name, value in found.items():
+            for name, value in self.found.items():
                 self._named[name].copy_(value)
 
     def _take_over(self, call: LayerCall, make: Callable[..., Any]) -> Any:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_tuning._trainer.probe import Probe, StepError
+from lightning_tuning._trainer.probe import Probe
+from lightning_tuning._trainer.probe_results import StepError
 from lightning_tuning._trainer.step_trace import Observer, StepTrace, TracedCall, batch_size
 from lightning_tuning.functional.loss_calls import LossCall, bound_call
 
@@ -23,15 +24,13 @@ class SeenLoss:
         call: The call.
         place: The how-manieth of its step.
         batch_size: Examples in the step's batch.
-        input_marks: Where its input comes from, see :mod:`step_trace`.
-        target_marks: Where its target comes from.
+        target_marks: Where its target comes from, see :mod:`step_trace`.
         target: The target as the program gave it.
     """
 
     call: LossCall
     place: int
     batch_size: int
-    input_marks: int
     target_marks: int
     target: Tensor
 
@@ -82,13 +81,12 @@ class LossesSeen:
         loss = bound_call(call.function, call.args, call.kwargs, call.value, call.trace.origins)
         if loss is None:
             return
-        output, target = call.argument(0, "input"), call.argument(1, "target")
+        target = call.argument(1, "target")
         self.losses.append(
             SeenLoss(
                 call=loss,
                 place=len(self.losses),
                 batch_size=batch_size(call.trace.batch) or 0,
-                input_marks=call.trace.marks(output),
                 target_marks=call.trace.marks(target),
                 target=target,
             )

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from lightning_tuning._trainer.learning_rates import rates_of
 from lightning_tuning._trainer.ordinary_run import OrdinaryRun, ordinary_run, within_time
-from lightning_tuning._trainer.probe import Probe, Run, Watch
+from lightning_tuning._trainer.probe import Probe, Watch
+from lightning_tuning._trainer.probe_results import Run
 from lightning_tuning._trainer.settings_candidates import (
     Change,
     Peaks,
@@ -111,7 +112,6 @@ class _Rescuer:
             progress=as_it_is.progress if again is None else (*as_it_is.progress, again),
             rescues=tuple(tried),
             untried=tuple(set(CODES) - {rescue.code for rescue in tried}),
-            movement=self._movement,
         )
 
     def _changes(self) -> Iterator[Change]:

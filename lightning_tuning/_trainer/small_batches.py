@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from lightning_tuning._trainer.errors import CannotProbeError
 from lightning_tuning._trainer.examples import Examples
 from lightning_tuning._trainer.observed import working_mode
-from lightning_tuning._trainer.probe import Mode, Probe
+from lightning_tuning._trainer.probe import Probe
+from lightning_tuning._trainer.probe_mode import Mode
 
 _TRIED = 2
 

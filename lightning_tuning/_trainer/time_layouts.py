@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 from lightning_tuning._trainer.batches import ProbeBatch
 from lightning_tuning._trainer.examples import Examples
-from lightning_tuning._trainer.fixed_statistics import FixedStatistics
+from lightning_tuning._trainer.fixed_statistics import fixed_statistics
 from lightning_tuning._trainer.observed import Observed, observe
-from lightning_tuning._trainer.probe import Mode, Probe
+from lightning_tuning._trainer.probe import Probe
+from lightning_tuning._trainer.probe_mode import Mode
 
 _SHORTEST = 3
 
@@ -44,7 +45,7 @@ class SequenceTrial:
             batch,
             mode=mode or self.mode,
             seed=seed,
-            watch=[FixedStatistics(over_time=True)],
+            watch=[fixed_statistics(over_time=True)],
         )
 
 

@@ -90,15 +90,15 @@ def rescued(
     prepare: Callable[[], None] | None = None,
     watch: Sequence[Watch] = (),
 ) -> Rescue | None:
-    """Train the program with something about it changed, if that is worth it on any rank.
+    """Train the program with something about it changed, if that is worth it.
 
     Args:
         probe: The probe.
-        worth: Whether it is worth it on this rank.
+        worth: Whether it is worth it.
         prepare: See :meth:`~lightning_tuning._trainer.probe.Probe.run`.
         watch: See there.
     """
-    if not probe.trainer.strategy.reduce_boolean_decision(worth, all=False):
+    if not worth:
         return None
     ordinary = ordinary_run(probe)
     run = probe.run(STEPS, prepare=prepare, watch=watch, until=within_time(probe))
@@ -131,7 +131,7 @@ def _measured(probe: Probe) -> WatchedSteps:
         raise CannotProbeError(f"training broke down: {run.error}")
     reads = FateReader(held=held, fed=_fed(ledger), uses=uses, fresh=fresh)
     accounts = [ledger.accounts[name] for name in watched]
-    rows = flags_on_host(probe.trainer, accounts)
+    rows = flags_on_host(accounts)
     held_ids = {id(p) for p in held}
     return WatchedSteps(
         fates=tuple(

@@ -27,15 +27,10 @@ def measure(probe: Probe) -> DataEvidence:
         if not all(bool(leaf.isfinite().all()) for leaf in numbers):
             bad = batch
             break
-    # a step may talk to the other ranks, so that all take it or none
-    somewhere = probe.trainer.strategy.reduce_boolean_decision(bad is not None, all=False)
-    if not somewhere:
-        return DataEvidence(batches=count, floats=floats)
-    batch = probe.batches(1)[0] if bad is None else bad
-    loss = _loss(probe, batch)
-    without = _loss(probe, batch._replace(data=apply_to_collection(batch.data, Tensor, _filled)))
     if bad is None:
         return DataEvidence(batches=count, floats=floats)
+    loss = _loss(probe, bad)
+    without = _loss(probe, bad._replace(data=apply_to_collection(bad.data, Tensor, _filled)))
     shares = {
         path: float(leaf.isfinite().logical_not().double().mean())
         for path, leaf in leaves(bad.data)

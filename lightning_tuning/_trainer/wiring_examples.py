@@ -11,14 +11,10 @@ from torch.utils.data import SequentialSampler
 
 from lightning_tuning._trainer.errors import CannotProbeError
 from lightning_tuning._trainer.examples import Examples, leaves, take_examples
-from lightning_tuning._trainer.observed import (
-    Observed,
-    alone,
-    observe,
-    unchanged,
-)
+from lightning_tuning._trainer.observed import Observed, observe, unchanged
 from lightning_tuning._trainer.ordinary_run import ordinary_run
-from lightning_tuning._trainer.probe import Mode, Probe
+from lightning_tuning._trainer.probe import Probe
+from lightning_tuning._trainer.probe_mode import Mode
 from lightning_tuning._trainer.small_batches import small_batches
 from lightning_tuning._trainer.step_trace import Intercept
 from lightning_tuning._trainer.topic import Topic
@@ -55,7 +51,6 @@ def measure(probe: Probe) -> ExampleEvidence:
     Raises:
         CannotProbeError: Examples can't be told apart, or the step can't be repeated.
     """
-    alone(probe)
     whole = take_examples(probe)
     why_not = "the loss compares nothing with targets of single examples"
     for examples, mode in small_batches(probe, whole):

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from lightning_tuning._trainer.fates import Fate
 from lightning_tuning._trainer.let_through import LetThrough
 from lightning_tuning._trainer.ordinary_run import ordinary_run
-from lightning_tuning._trainer.probe import Probe, Step
+from lightning_tuning._trainer.probe import Probe
+from lightning_tuning._trainer.probe_results import Step
 from lightning_tuning._trainer.topic import Topic
 from lightning_tuning._trainer.uses import DELIBERATE
 from lightning_tuning._trainer.watched_steps import (

@@ -10,11 +10,7 @@ from torch import Tensor
 
 from lightning_tuning._trainer.batches import ProbeBatch
 from lightning_tuning._trainer.examples import Examples, leaves, take_examples, with_leaves
-from lightning_tuning._trainer.observed import (
-    alone,
-    observe,
-    unchanged,
-)
+from lightning_tuning._trainer.observed import observe, unchanged
 from lightning_tuning._trainer.probe import Probe
 from lightning_tuning._trainer.small_batches import small_batch
 from lightning_tuning._trainer.time_layouts import SequenceTrial, TimeLayout, time_layouts
@@ -41,7 +37,6 @@ def measure(probe: Probe) -> FutureEvidence:
     Raises:
         CannotProbeError: Examples can't be told apart, or the step can't be repeated.
     """
-    alone(probe)
     examples, mode = small_batch(probe, take_examples(probe))
     blank = SequenceTrial(
         probe=probe, examples=examples, mode=mode, base=observe(probe, examples.batch, mode=mode)

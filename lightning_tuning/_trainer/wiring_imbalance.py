@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from lightning_tuning._trainer.batches import ProbeBatch
 from lightning_tuning._trainer.data_leaves import first_pass, leaves, target_path
 from lightning_tuning._trainer.ordinary_run import STEPS
 from lightning_tuning._trainer.probe import Probe
+from lightning_tuning._trainer.step_trace import Intercept
 from lightning_tuning._trainer.topic import Topic
 from lightning_tuning.functional.loss_calls import LossCall
 from lightning_tuning.functional.wiring_imbalance import ImbalanceEvidence, class_imbalance
@@ -32,7 +32,7 @@ def measure(probe: Probe) -> ImbalanceEvidence:
     probe.rewind()
     calls = [c for c in probe.step(probe.batches(1)[0], mode="silent").calls if c.trained]
     path = target_path(probe) if len(calls) == 1 and _one_class_each(calls[0]) else None
-    if path is None or probe.trainer.world_size > 1 or len(probe.trainer.optimizers) != 1:
+    if path is None or len(probe.trainer.optimizers) != 1:
         return ImbalanceEvidence(examples=0)
     counts, kept = _counted(probe, path, len(calls[0].target))
     total, rare = int(counts.sum()), int(counts.sum() - counts.max())
@@ -53,45 +53,29 @@ def measure(probe: Probe) -> ImbalanceEvidence:
     if not evidence.is_missed:
         return evidence
     weights = counts.sum() / (counts.clamp(min=1) * len(counts))
-    with WeighedClasses(weights):
+    with _weighed(weights):
         weighted, others = _recalls(probe, kept, common, steps)
     return dataclasses.replace(evidence, recall_weighted=weighted, common_weighted=others)
 
 
-class WeighedClasses(TorchFunctionMode):
-    """Gives the loss functions weights by class.
+def _weighed(of_classes: Tensor) -> Intercept:
+    """Return what gives the loss functions weights by class."""
 
-    Args:
-        weights: Of each class.
-    """
-
-    def __init__(self, weights: Tensor) -> None:
-        super().__init__()
-        self._weights = weights
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        """Make the call, with weights if it is one of a loss."""
-        kwargs = dict(kwargs or {})
+    def instead(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         name = getattr(func, "__name__", "")
         if name not in ("cross_entropy", *_BINARY):
             return func(*args, **kwargs)
         output = args[0] if args else kwargs["input"]
         target = args[1] if len(args) > 1 else kwargs["target"]
-        weights = self._weights.to(output.device, output.dtype)
+        weights = of_classes.to(output.device, output.dtype)
         if name in _BINARY:
             weights = weights[target.detach().round().long()]
         elif len(weights) < output.size(1):
             weights = torch.cat([weights, weights.new_ones(output.size(1) - len(weights))])
-        kwargs.pop("input", None)
-        kwargs.pop("target", None)
-        kwargs["weight"] = weights
-        return func(output, target, **kwargs)
+        options = {k: v for k, v in kwargs.items() if k not in ("input", "target", "weight")}
+        return func(output, target, weight=weights, **options)
+
+    return Intercept(instead)
 
 
 def _one_class_each(call: LossCall) -> bool:

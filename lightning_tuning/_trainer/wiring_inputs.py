@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from lightning_tuning._trainer.batches import ProbeBatch
 from lightning_tuning._trainer.examples import Examples, leaves, take_examples
-from lightning_tuning._trainer.live_networks import LeakyUnits, NoisyWeights, scores
-from lightning_tuning._trainer.observed import Observed, alone, observe, unchanged
-from lightning_tuning._trainer.probe import Mode, Probe, StepError, Watch
+from lightning_tuning._trainer.live_networks import NoisyWeights, leaky_units, scores
+from lightning_tuning._trainer.observed import Observed, observe, unchanged
+from lightning_tuning._trainer.probe import Probe, Watch
+from lightning_tuning._trainer.probe_mode import Mode
+from lightning_tuning._trainer.probe_results import StepError
 from lightning_tuning._trainer.small_batches import small_batch
 from lightning_tuning._trainer.topic import Topic
 from lightning_tuning.functional.wiring_inputs import (
@@ -50,7 +52,6 @@ def measure(probe: Probe) -> InputEvidence:
     Raises:
         CannotProbeError: Examples can't be told apart, or the step can't be repeated.
     """
-    alone(probe)
     whole = take_examples(probe)
     examples, mode = small_batch(probe, whole)
     base = _see(probe, examples.batch, mode)
@@ -206,8 +207,8 @@ def _dies_before_the_first_layer(examples: Examples, base: _Seen) -> bool:
 
 def _see(probe: Probe, batch: ProbeBatch, mode: Mode) -> _Seen:
     layers = _LayerInputs(probe.module)
-    plain = observe(probe, batch, mode=mode, watch=[layers, LeakyUnits()])
-    watch: list[Watch] = [LeakyUnits(), NoisyWeights(probe.module)]
+    plain = observe(probe, batch, mode=mode, watch=[layers, leaky_units()])
+    watch: list[Watch] = [leaky_units(), NoisyWeights(probe.module)]
     noisy = observe(probe, batch, mode=mode, watch=watch)
     return _Seen(plain=plain, noisy=noisy, fed=tuple(layers.inputs))
 

@@ -17,7 +17,9 @@ from lightning_tuning._trainer.numbered_layers import (
     channel_dim,
 )
 from lightning_tuning._trainer.observed import observe
-from lightning_tuning._trainer.probe import Mode, Probe, StepError
+from lightning_tuning._trainer.probe import Probe
+from lightning_tuning._trainer.probe_mode import Mode
+from lightning_tuning._trainer.probe_results import StepError
 from lightning_tuning.functional.batch_links import Comparison
 from lightning_tuning.functional.layouts import exchange, exchanges_sizes, mixes_positions
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from lightning_tuning._trainer.ordinary_run import ordinary_run
-from lightning_tuning._trainer.probe import Probe, StepError, Watch
+from lightning_tuning._trainer.probe import Probe, Watch
+from lightning_tuning._trainer.probe_results import StepError
 from lightning_tuning._trainer.step_trace import MODEL, Intercept, StepTrace, TracedCall
 from lightning_tuning._trainer.topic import Topic
 from lightning_tuning.functional import wiring_loss_flow as rules
@@ -147,7 +148,7 @@ def _looked_at(probe: Probe, batch: int) -> GraphEvidence:
 
 def _is_constant(probe: Probe, batch: int, plain: _Backward) -> bool:
     """Whether neither training nor quite other weights change a loss without gradient."""
-    if float(plain.gradient().max()) > _NO_GRADIENT or probe.trainer.world_size > 1:
+    if float(plain.gradient().max()) > _NO_GRADIENT:
         return False
     learning = [p for p in probe.module.parameters() if p.requires_grad]
     for factor in (-1.0, 0.3, 2.0):

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_tuning._trainer.ordinary_run import within_time
-from lightning_tuning._trainer.probe import Probe, StepError
+from lightning_tuning._trainer.probe import Probe
+from lightning_tuning._trainer.probe_results import StepError
 from lightning_tuning._trainer.seen_losses import SeenLoss, SeenStep, seen_steps
 from lightning_tuning._trainer.step_trace import MODEL, StepTrace, TracedCall, scaled_backward
 from lightning_tuning._trainer.target_pairs import TargetPairs
@@ -57,7 +58,7 @@ def _seen(probe: Probe, sign: float) -> SignEvidence:
     away = len(slopes.steps) == len(steps) and all(
         step and all(slope * sign > 0 for slope in step) for step in slopes.steps
     )
-    if not away or probe.trainer.world_size > 1:
+    if not away:
         return SignEvidence(pairs=len(pairs))
     fall, agreement = _trained(probe, 1.0)
     change, agreement_negated = _trained(probe, -1.0)

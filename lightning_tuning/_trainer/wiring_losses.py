@@ -114,9 +114,7 @@ def _dim_of_classes(seen: SeenLoss) -> int | None:
 def _with_rescue(probe: Probe, seen: LossInput) -> LossInput:
     """Try the function that takes probabilities, where only the values tell of them."""
     name = "binary_cross_entropy_with_logits"
-    if seen.name != name or not seen.within_unit or seen.chain or probe.trainer.world_size > 1:
-        return seen
-    if not seen.is_all:
+    if seen.name != name or not seen.within_unit or seen.chain or not seen.is_all:
         return seen
     run = probe.run(_RESCUE_STEPS, watch=[Intercept(_of_probabilities)])
     own = ordinary_run(probe).run

@@ -11,7 +11,8 @@ from lightning_tuning._trainer.errors import CannotProbeError
 from lightning_tuning._trainer.meetings import Meetings, spread_over_each_other
 from lightning_tuning._trainer.metric_dims import winners_of_other_dims
 from lightning_tuning._trainer.metric_shares import Shares
-from lightning_tuning._trainer.probe import Probe, StepError
+from lightning_tuning._trainer.probe import Probe
+from lightning_tuning._trainer.probe_results import StepError
 from lightning_tuning._trainer.seen_losses import SeenStep, seen_steps
 from lightning_tuning._trainer.step_trace import DATA, MODEL, StepTrace, TracedCall, batch_size
 from lightning_tuning._trainer.topic import Topic

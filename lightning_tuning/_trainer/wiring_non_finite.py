@@ -10,7 +10,8 @@ from torch import Tensor
 
 from lightning_tuning._trainer.first_non_finite import FirstNonFinite, norm_of
 from lightning_tuning._trainer.ordinary_run import OrdinaryRun, ordinary_run, within_time
-from lightning_tuning._trainer.probe import Probe, StepError
+from lightning_tuning._trainer.probe import Probe
+from lightning_tuning._trainer.probe_results import StepError
 from lightning_tuning._trainer.step_trace import StepTrace, tensors_in
 from lightning_tuning._trainer.topic import Topic
 from lightning_tuning.functional import wiring_non_finite as rules
@@ -37,8 +38,7 @@ def measure(probe: Probe) -> NonFiniteEvidence:
             return _evidence(first, steps=0, growth=1.0, losses=())
     own = ordinary_run(probe)
     bad = [step for step, loss in enumerate(own.run.losses) if not math.isfinite(loss)]
-    broke = bool(own.run.error) and probe.trainer.world_size == 1
-    if not bad and not broke:
+    if not bad and not own.run.error:
         return NonFiniteEvidence(steps=len(own.run.losses))
     return _located(probe, own, bad[0] if bad else len(own.run.losses))
 

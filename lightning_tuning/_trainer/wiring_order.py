@@ -36,8 +36,6 @@ def measure(probe: Probe) -> OrderEvidence:
     order, batches = _order(probe)
     if order is None or not order.is_sorted:
         return OrderEvidence(order=order)
-    if probe.trainer.world_size > 1:
-        return OrderEvidence(order=order, reason="the data are spread over several processes")
     try:
         examples = RandomExamples(probe)
     except CannotProbeError as error:

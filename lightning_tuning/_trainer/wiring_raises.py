@@ -11,7 +11,8 @@ from torch.nn.modules.module import (
     register_module_forward_pre_hook,
 )
 
-from lightning_tuning._trainer.probe import Probe, StepError
+from lightning_tuning._trainer.probe import Probe
+from lightning_tuning._trainer.probe_results import StepError
 from lightning_tuning._trainer.topic import Topic
 from lightning_tuning.functional import wiring_raises as rules
 from lightning_tuning.functional.wiring_raises import Raised

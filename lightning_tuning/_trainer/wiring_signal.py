@@ -17,7 +17,8 @@ from lightning_tuning._trainer.input_scan import (
     standardising,
 )
 from lightning_tuning._trainer.ordinary_run import STEPS, ordinary_run, within_time
-from lightning_tuning._trainer.probe import Probe, Run
+from lightning_tuning._trainer.probe import Probe
+from lightning_tuning._trainer.probe_results import Run
 from lightning_tuning._trainer.rescues import (
     LOGIT_LOSSES,
     DataDependentInit,
@@ -38,7 +39,7 @@ _WELL_THOUGH_FLAT = 0.8
 
 def measure(probe: Probe) -> SignalEvidence:
     """Look at the data, layers and gradients of a few batches; train without what is odd."""
-    signal, sites = probe.trainer.strategy.broadcast(_scanned(probe))
+    signal, sites = _scanned(probe)
     ordinary = ordinary_run(probe)
     trained = Trained(before=ordinary.run.before, after=ordinary.run.after, chance=ordinary.chance)
     if signal.flat and not signal.odd_inputs:
@@ -119,16 +120,15 @@ def _rescaled(probe: Probe, last: str, *, slow_down: bool = False) -> Run | None
     probe.rewind()
     with contextlib.suppress(CannotProbeError):
         probe.step(probe.batches(1)[0], mode="silent", watch=[logits, start])
-    found, scale = probe.trainer.strategy.broadcast((start.found, logits.scale))
-    if not found and not scale:
+    if not start.found and not logits.scale:
         return None
 
     def prepare() -> None:
-        start.put(found)
+        start.put()
         if slow_down:
             _slow_down(probe)
 
-    with TemperedLogits(scale or 1.0):
+    with TemperedLogits(logits.scale or 1.0):
         until = within_time(probe)
         return probe.run(STEPS, prepare=prepare, schedules=not slow_down, until=until)
 

@@ -14,9 +14,11 @@ from lightning_tuning._trainer.batches import ProbeBatch
 from lightning_tuning._trainer.discarded import DiscardedActivations
 from lightning_tuning._trainer.examples import Examples, leaves, take_examples, with_leaves
 from lightning_tuning._trainer.live_networks import NoisyWeights, scores
-from lightning_tuning._trainer.observed import Observed, alone, observe
+from lightning_tuning._trainer.observed import Observed, observe
 from lightning_tuning._trainer.ordinary_run import ordinary_run, within_time
-from lightning_tuning._trainer.probe import Mode, Probe, Run
+from lightning_tuning._trainer.probe import Probe
+from lightning_tuning._trainer.probe_mode import Mode
+from lightning_tuning._trainer.probe_results import Run
 from lightning_tuning._trainer.small_batches import small_batch
 from lightning_tuning._trainer.topic import Topic
 from lightning_tuning._trainer.weight_layers import Activated, WeightLayers
@@ -48,7 +50,6 @@ def measure(probe: Probe) -> StructureEvidence:
     discarded = _discarded(probe)
     if discarded:
         return StructureEvidence(discarded=discarded[0], discarded_calls=len(discarded))
-    alone(probe)
     examples, mode = small_batch(probe, take_examples(probe))
     affinity = _affinity(probe, examples, mode)
     if affinity is None:

@@ -38,7 +38,7 @@ def measure(probe: Probe) -> ValidationEvidence:
     for batch in probe.batches(_TRAIN_BATCHES):
         names |= {call.name for call in probe.step(batch, mode="eval", watch=[train]).calls}
     probe.validate(num_batches=_VAL_BATCHES, watch=[val])
-    seen, others = probe.trainer.strategy.broadcast((train.take(), val.take()))
+    seen, others = train.take(), val.take()
     shifts = _shifts(seen, others)
     evidence = ValidationEvidence(shifts=shifts)
     if len(probe.trainer.optimizers) != 1:

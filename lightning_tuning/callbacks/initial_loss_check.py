@@ -12,7 +12,8 @@ from lightning_tuning._trainer.probe import Probe
 from lightning_tuning._trainer.verdict import OnFail, reason_to_skip, settle
 from lightning_tuning.findings import Finding
 from lightning_tuning.functional import checks
-from lightning_tuning.functional.initial_loss import InitialLossResult, said, skipped
+from lightning_tuning.functional.initial_loss import InitialLossResult
+from lightning_tuning.functional.initial_loss_findings import said, skipped
 
 
 class InitialLossCheck(Callback):

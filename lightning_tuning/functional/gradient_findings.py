@@ -135,13 +135,14 @@ def _passed(result: GradientCheckResult) -> list[Finding]:
         plural = "s" if len(agreeing) > 1 else ""
         parts.append(f"{len(agreeing)} hand-written Function{plural}")
     left = f", {result.left_out} more tensors left out for time" if result.left_out else ""
+    size = f"worst relative error {worst:.1e}" if worst else "no difference above rounding"
     return [
         Finding(
             check=CHECK,
             code="gradient_checked",
             verdict="pass",
-            message=f"{' and '.join(parts)} have the gradient that differences show (worst "
-            f"relative error {worst:.1e}; {result.kinks} entries left out at kinks{left}).",
+            message=f"{' and '.join(parts)} have the gradient that differences show ({size}; "
+            f"{result.kinks} entries left out at kinks{left}).",
             evidence={
                 "entries": sum(p.entries for p in good),
                 "parameters": len(good),

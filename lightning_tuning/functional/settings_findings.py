@@ -68,8 +68,6 @@ class SettingsEvidence:
     Attributes:
         progress: As it is, for each data order that was tried.
         rescues: With other settings; the one that helps comes last.
-        movement: How far the weights that moved most went in the run as it is, relative to their
-            norm.
         start: The loss before the first step.
         chance: The loss at chance; None where it is not known.
         reason: Why nothing was tried, if so.
@@ -79,7 +77,6 @@ class SettingsEvidence:
 
     progress: tuple[float, ...]
     rescues: tuple[Rescue, ...] = ()
-    movement: float = math.inf
     start: float = math.nan
     chance: float | None = None
     reason: str = ""

@@ -6,8 +6,8 @@ from lightning.pytorch import LightningModule
 from torch import nn
 
 from lightning_tuning._trainer.gradient_precision import (
-    FloatMeansDouble,
     first_examples,
+    float_means_double,
     in_batch,
     in_double,
 )
@@ -48,7 +48,7 @@ def test_all_is_double_and_then_as_before():
 
 
 def test_a_program_that_says_float_means_double():
-    with FloatMeansDouble():
+    with float_means_double():
         made = [
             torch.arange(3).float(),
             torch.arange(3).to(torch.float32),

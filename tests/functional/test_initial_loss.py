@@ -11,10 +11,9 @@ from lightning_tuning.functional.initial_loss import (
     LossTerm,
     loss_terms,
     mean_and_error,
-    said,
     total_term,
-    unknown_loss,
 )
+from lightning_tuning.functional.initial_loss_findings import said, unknown_loss
 from lightning_tuning.functional.loss_calls import LOSS_FUNCTIONS, bound_call
 
 
