@@ -10,7 +10,7 @@ from lightning_tuning.callbacks.wiring_check import WiringCheck
 from lightning_tuning.findings import ChecksFailedError, Finding
 from lightning_tuning.functional.checkpoint_weights import checkpoint_weights
 from lightning_tuning.functional.ema import ema_decay
-from lightning_tuning.functional.gradient_check import GradientCheckResult
+from lightning_tuning.functional.gradient.gradient_check import GradientCheckResult
 from lightning_tuning.functional.initial_loss import InitialLossResult
 from lightning_tuning.functional.lr_range_test import LRRangeResult
 from lightning_tuning.functional.one_cycle import (

@@ -12,19 +12,19 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_tuning._trainer.average_track import AverageSettings
-from lightning_tuning._trainer.averaged_weights import AveragedWeights, weights_in
-from lightning_tuning._trainer.averaging_end import end_training
-from lightning_tuning._trainer.averaging_start import (
+from lightning_tuning._trainer.averaging.average_track import AverageSettings
+from lightning_tuning._trainer.averaging.averaged_weights import AveragedWeights, weights_in
+from lightning_tuning._trainer.averaging.averaging_end import end_training
+from lightning_tuning._trainer.averaging.averaging_start import (
     note_length,
     place_among,
     refuse_what_cannot_be_averaged,
     settle_decay,
 )
+from lightning_tuning._trainer.averaging.saved_weights import LoadedWeights
+from lightning_tuning._trainer.averaging.second_pass import SecondPass, why_not
+from lightning_tuning._trainer.averaging.second_world import History
 from lightning_tuning._trainer.report import report
-from lightning_tuning._trainer.saved_weights import LoadedWeights
-from lightning_tuning._trainer.second_pass import SecondPass, why_not
-from lightning_tuning._trainer.second_world import History
 from lightning_tuning.findings import Finding
 from lightning_tuning.functional import ema_findings as say
 from lightning_tuning.functional.checks import at_least, choice, decay_below_one

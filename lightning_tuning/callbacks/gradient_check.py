@@ -7,12 +7,15 @@ from typing import get_args
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_tuning._trainer.errors import CannotProbeError
-from lightning_tuning._trainer.gradient_measurement import GradientSettings, measure_gradients
+from lightning_tuning._trainer.gradient.gradient_measurement import (
+    GradientSettings,
+    measure_gradients,
+)
 from lightning_tuning._trainer.verdict import OnFail, reason_to_skip, settle
 from lightning_tuning.findings import Finding
 from lightning_tuning.functional import checks
-from lightning_tuning.functional.gradient_check import GradientCheckResult
-from lightning_tuning.functional.gradient_findings import said, skipped
+from lightning_tuning.functional.gradient.gradient_check import GradientCheckResult
+from lightning_tuning.functional.gradient.gradient_findings import said, skipped
 
 
 class GradientCheck(Callback):

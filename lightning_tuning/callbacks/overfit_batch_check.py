@@ -6,10 +6,10 @@ import dataclasses
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lightning_tuning._trainer import overfit_batch, settings_rescue
 from lightning_tuning._trainer.errors import CannotProbeError
 from lightning_tuning._trainer.logger import log_result
-from lightning_tuning._trainer.overfit_batch_search import OverfitSettings
+from lightning_tuning._trainer.overfit_batch import overfit_batch, settings_rescue
+from lightning_tuning._trainer.overfit_batch.overfit_batch_search import OverfitSettings
 from lightning_tuning._trainer.probe import Probe
 from lightning_tuning._trainer.verdict import OnFail, reason_to_skip, settle
 from lightning_tuning.findings import Finding

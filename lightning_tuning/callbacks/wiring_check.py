@@ -8,12 +8,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_tuning._trainer.errors import CannotProbeError
 from lightning_tuning._trainer.probe import Probe
-from lightning_tuning._trainer.topic import judge
 from lightning_tuning._trainer.verdict import OnFail, reason_to_skip, settle
-from lightning_tuning._trainer.wiring import TOPICS
+from lightning_tuning._trainer.wiring.topic import judge
+from lightning_tuning._trainer.wiring.wiring import TOPICS
 from lightning_tuning.findings import Finding
 from lightning_tuning.functional import checks as arguments
-from lightning_tuning.functional.wiring_finding import wiring
+from lightning_tuning.functional.wiring.wiring_finding import wiring
 
 _RULES = tuple(dict.fromkeys(name for topic in TOPICS for name in topic.rules))
 

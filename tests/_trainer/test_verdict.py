@@ -11,9 +11,9 @@ from lightning.pytorch.loggers import CSVLogger
 
 from lightning_tuning import ChecksFailedError, Finding
 from lightning_tuning._trainer.errors import CannotProbeError
-from lightning_tuning._trainer.topic import Topic, judge
 from lightning_tuning._trainer.verdict import settle
-from lightning_tuning.functional.wiring_finding import wiring
+from lightning_tuning._trainer.wiring.topic import Topic, judge
+from lightning_tuning.functional.wiring.wiring_finding import wiring
 from tests.processes import run_on_ranks
 from tests.toys import Classifier, loader
 

@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_tuning._trainer.probe import Probe
-from lightning_tuning._trainer.topic import judge
+from lightning_tuning._trainer.wiring.topic import judge
 
 
 class Program(LightningModule):

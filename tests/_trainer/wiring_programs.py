@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_tuning._trainer.probe import Probe
-from lightning_tuning._trainer.topic import judge
+from lightning_tuning._trainer.wiring.topic import judge
 from tests.corpus.program import QUIET
 
 

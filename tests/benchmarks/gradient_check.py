@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_tuning._trainer import gradient_measurement
+from lightning_tuning._trainer.gradient import gradient_measurement
 from lightning_tuning.callbacks.gradient_check import GradientCheck
 
 ENTRIES = 16

@@ -140,7 +140,7 @@ class NoSync(TorchDispatchMode):
 
 def watch(monkeypatch):
     """Run the callback's own hooks of a step under the mode; return what they called."""
-    from lightning_tuning._trainer.averages import Averages
+    from lightning_tuning._trainer.averaging.averages import Averages
 
     calls = []
 

@@ -5,7 +5,7 @@ import signal
 import pytest
 
 from lightning_tuning import EMAWeights
-from lightning_tuning._trainer import exchange
+from lightning_tuning._trainer.averaging import exchange
 from tests.callbacks import ema_fits
 from tests.callbacks.ema_fits import (
     Do,

@@ -8,7 +8,7 @@ from lightning.pytorch import Callback
 from torch import nn
 
 from lightning_tuning import EMAWeights
-from lightning_tuning._trainer.averages import Averages
+from lightning_tuning._trainer.averaging.averages import Averages
 from tests.callbacks.ema_reference import Recursion, differing, fit, weights_of
 from tests.toys import Classifier, Manual, loader
 

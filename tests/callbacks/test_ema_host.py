@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from lightning_tuning import EMAWeights
-from lightning_tuning._trainer import average_track, exchange
-from lightning_tuning._trainer.host_average import HostAverage
+from lightning_tuning._trainer.averaging import average_track, exchange
+from lightning_tuning._trainer.averaging.host_average import HostAverage
 from tests.callbacks.ema_reference import Recursion, differing, fit, weights_of
 from tests.callbacks.test_ema_overflow import Overflows, fp16
 from tests.toys import Classifier, Manual

@@ -18,7 +18,7 @@ from tests._trainer.programs import PROGRAMS as ODD_PROGRAMS
 from tests.corpus.program import QUIET, some
 from tests.corpus.test_broken import PAIRS
 from tests.corpus.test_healthy import PROGRAMS
-from tests.functional.gradient_check_functions import BY_DESIGN, RIGHT, WRONG
+from tests.functional.gradient.gradient_check_functions import BY_DESIGN, RIGHT, WRONG
 from tests.processes import run_on_ranks
 
 BROKEN = {broken.name: (broken, repaired) for broken, repaired in PAIRS}

@@ -9,7 +9,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch.nn import functional
 
 from lightning_tuning import ChecksFailedError, WiringCheck
-from lightning_tuning._trainer.wiring import TOPICS
+from lightning_tuning._trainer.wiring.wiring import TOPICS
 from lightning_tuning.findings import CODES
 from tests.toys import Classifier, loader
 

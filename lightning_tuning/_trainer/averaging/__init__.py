@@ -1,0 +1,1 @@
+"""What ``EMAWeights`` does to a fit."""

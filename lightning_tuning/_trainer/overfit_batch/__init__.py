@@ -1,0 +1,1 @@
+"""Short trainings behind ``OverfitBatchCheck``, and the settings that spoil them."""

@@ -1,0 +1,57 @@
+"""All topics of the wiring check."""
+
+from __future__ import annotations
+
+from lightning_tuning._trainer.wiring import (
+    wiring_data,
+    wiring_dropout,
+    wiring_examples,
+    wiring_flow,
+    wiring_future,
+    wiring_imbalance,
+    wiring_inputs,
+    wiring_loss_graph,
+    wiring_loss_sign,
+    wiring_loss_sum,
+    wiring_losses,
+    wiring_metrics,
+    wiring_modes,
+    wiring_non_finite,
+    wiring_order,
+    wiring_outputs,
+    wiring_parameters,
+    wiring_raises,
+    wiring_signal,
+    wiring_steps,
+    wiring_structure,
+    wiring_units,
+    wiring_validation_data,
+)
+from lightning_tuning._trainer.wiring.topic import Topic
+
+TOPICS: tuple[Topic, ...] = (
+    wiring_raises.TOPIC,
+    wiring_outputs.TOPIC,
+    wiring_losses.TOPIC,
+    wiring_loss_graph.TOPIC,
+    wiring_loss_sign.TOPIC,
+    wiring_loss_sum.TOPIC,
+    wiring_metrics.TOPIC,
+    wiring_non_finite.TOPIC,
+    wiring_examples.TOPIC,
+    wiring_future.TOPIC,
+    wiring_inputs.TOPIC,
+    wiring_structure.TOPIC,
+    wiring_data.TOPIC,
+    wiring_signal.TOPIC,
+    wiring_dropout.TOPIC,
+    wiring_order.TOPIC,
+    wiring_imbalance.TOPIC,
+    wiring_validation_data.TOPIC,
+    wiring_parameters.TOPIC,
+    wiring_flow.TOPIC,
+    wiring_units.TOPIC,
+    wiring_steps.TOPIC,
+    wiring_modes.TRAINING,
+    wiring_modes.VALIDATION,
+)

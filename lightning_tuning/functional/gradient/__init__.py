@@ -1,0 +1,1 @@
+"""Differences against gradients, and what they mean."""

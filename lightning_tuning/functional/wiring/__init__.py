@@ -1,0 +1,1 @@
+"""Rules of ``WiringCheck``: from evidence to findings."""

@@ -1,0 +1,179 @@
+"""Parameters that no optimizer trains, as rules about what a few real steps have shown."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from lightning_tuning.findings import Finding
+from lightning_tuning.functional.wiring.wiring_finding import wiring
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rescue:
+    """How a program trained as it is, and with a suspected fault removed.
+
+    Attributes:
+        ordinary: Share of the loss that a hundred steps took away.
+        changed: The same with the fault removed.
+    """
+
+    ordinary: float
+    changed: float
+
+    @property
+    def helps(self) -> bool:
+        """Whether the change made a program train that did not.
+
+        Example:
+            >>> Rescue(ordinary=0.01, changed=0.7).helps, Rescue(ordinary=0.01, changed=0.1).helps
+            (True, False)
+        """
+        return self.changed >= 0.25 and self.changed >= self.ordinary + 0.2
+
+    def told(self, how: str) -> str:
+        """Put both in words.
+
+        Example:
+            >>> Rescue(ordinary=0.01, changed=0.7).told("unfrozen")
+            '100 steps took away 1% of the loss, but 70% unfrozen'
+        """
+        if math.isinf(self.ordinary):
+            start = "training broke down within 100 steps, but they took away"
+        elif self.ordinary <= 0:
+            start = "100 steps did not lower the loss, but took away"
+        else:
+            start = f"100 steps took away {self.ordinary:.0%} of the loss, but"
+        return f"{start} {self.changed:.0%} {how}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NotHeld:
+    """Parameters with a gradient that no optimizer holds.
+
+    Attributes:
+        missing: Their names.
+        unregistered: Those among them that the module does not know.
+        behind: Those in layers that nobody trained yet and that take in what trained layers make.
+        held_and_reached: How many parameters that an optimizer holds got a gradient.
+        twice: Names of parameters that two optimizers hold.
+        losses_for_nobody: Backward passes that reached no parameter of any optimizer.
+        rescue: Training with the missing ones given to the optimizer; None where not tried.
+    """
+
+    missing: tuple[str, ...]
+    unregistered: tuple[str, ...]
+    behind: tuple[str, ...]
+    held_and_reached: int
+    twice: tuple[str, ...]
+    losses_for_nobody: int
+    rescue: Rescue | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Frozen:
+    """Parameters that the training step uses and that take no gradient.
+
+    Attributes:
+        names: Their names.
+        numbers: How many numbers they have together.
+        share: The share of these among all numbers that the step uses.
+        rescue: Training with them unfrozen; None where not tried.
+    """
+
+    names: tuple[str, ...]
+    numbers: int
+    share: float
+    rescue: Rescue | None
+
+
+def params_not_in_optimizer(evidence: NotHeld) -> tuple[Finding, ...]:
+    """Judge parameters that get a gradient and that no optimizer holds."""
+    code = "params_not_in_optimizer"
+    missing = evidence.missing
+    if evidence.unregistered:
+        names = evidence.unregistered
+        return wiring(
+            "fail",
+            code,
+            f"{listed(names)}: a gradient comes, but the module does not know of what is in plain "
+            "lists, dicts or tensors, and no optimizer holds it: it never learns.",
+            hint="Register them: nn.ModuleList or nn.ModuleDict instead of a plain list or dict, "
+            "nn.Parameter for single tensors.",
+            where=names[0],
+            parameters=len(names),
+        )
+    reason = _reason(evidence)
+    if missing and reason:
+        names = evidence.behind or missing
+        return wiring(
+            "fail",
+            code,
+            f"{listed(names)}: a gradient comes, but no optimizer holds what it is for{reason}.",
+            hint="Give them to an optimizer in configure_optimizers, or freeze them by "
+            "requires_grad_(False) if they are not to learn.",
+            where=names[0],
+            parameters=len(missing),
+        )
+    if missing and evidence.rescue is not None and evidence.rescue.helps:
+        return wiring(
+            "warn",
+            code,
+            f"{listed(missing)}: in no optimizer; {evidence.rescue.told('with them in one')}.",
+            hint="Give them to an optimizer in configure_optimizers.",
+            where=missing[0],
+            parameters=len(missing),
+            progress=evidence.rescue.ordinary,
+            progress_with_them=evidence.rescue.changed,
+        )
+    if missing:
+        text = f"{len(missing)} parameters are left out of the optimizers; the program learns so."
+        return wiring("pass", code, text, parameters=len(missing))
+    return wiring("pass", code, "The optimizers hold every parameter that gets a gradient.")
+
+
+def _reason(evidence: NotHeld) -> str:
+    if not evidence.held_and_reached:
+        return ", and none of what the optimizers hold gets one"
+    if evidence.losses_for_nobody:
+        return ": a loss goes backward and nothing of what it reaches is trained"
+    if evidence.twice:
+        return f", while two optimizers hold {evidence.twice[0]}"
+    if evidence.behind:
+        return "; they come after layers that are trained, and start from random weights"
+    return ""
+
+
+def frozen_params(evidence: Frozen) -> tuple[Finding, ...]:
+    """Judge parameters without ``requires_grad``."""
+    code = "frozen_params"
+    if not evidence.names:
+        return wiring("pass", code, "No parameter that the training step uses is frozen.")
+    rescue = evidence.rescue
+    if rescue is not None and rescue.helps:
+        return wiring(
+            "warn",
+            code,
+            f"{listed(evidence.names)}: requires_grad=False for {evidence.share:.0%} of all "
+            f"weights; {rescue.told('unfrozen')}.",
+            hint="Set requires_grad and give them to the optimizer, or load trained weights.",
+            where=evidence.names[0],
+            parameters=len(evidence.names),
+            share=evidence.share,
+            progress=rescue.ordinary,
+            progress_unfrozen=rescue.changed,
+        )
+    text = f"{len(evidence.names)} parameters are frozen ({evidence.share:.0%} of all weights)."
+    return wiring("pass", code, text, parameters=len(evidence.names), share=evidence.share)
+
+
+def listed(names: tuple[str, ...]) -> str:
+    """Name a few, and how many more there are.
+
+    Example:
+        >>> listed(("a", "b", "c", "d"))
+        'a, b and 2 more'
+    """
+    if len(names) <= 3:
+        return " and ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)
+    return f"{', '.join(names[:2])} and {len(names) - 2} more"
