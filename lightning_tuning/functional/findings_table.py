@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
@@ -65,19 +66,22 @@ def as_text(findings: Sequence[Finding], *, width: int = WIDTH) -> str:
 
 
 def as_markdown(findings: Sequence[Finding]) -> str:
-    """Return the findings as a Markdown table, worst first.
+    """Return the findings as a Markdown list, worst first.
+
+    A list, since TensorBoard breaks the words of a table's narrow columns.
 
     Example:
         >>> finding = Finding(check="a", code="zero_init", verdict="pass", message="Fine.")
-        >>> as_markdown([finding]).splitlines()[2]
-        '| pass | zero_init |  | Fine. |  |'
+        >>> as_markdown([finding])
+        '- **pass** `zero_init` Fine.'
     """
-    rows = [
-        f"| {f.verdict} | {f.code} | {_cell(f.where)} | {_cell(f.message)} | {_cell(f.hint)} |"
-        for f in worst_first(findings)
-    ]
-    head = ["| verdict | code | where | what was measured | what to do |", "|---|---|---|---|---|"]
-    return "\n".join(head + rows)
+    return "\n".join(_item(finding) for finding in worst_first(findings))
+
+
+def _item(finding: Finding) -> str:
+    where = f" `{' '.join(finding.where.split())}`:" if finding.where else ""
+    hint = f" → *{_line(finding.hint)}*" if finding.hint else ""
+    return f"- **{finding.verdict}** `{finding.code}`{where} {_line(finding.message)}{hint}"
 
 
 def _row(finding: Finding, width: int) -> list[str]:
@@ -95,5 +99,6 @@ def _wrapped(verdict: str, code: str, text: str, width: int) -> list[str]:
     )
 
 
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+def _line(text: str) -> str:
+    """Keep names as they are written, on one line."""
+    return re.sub(r"([*_`])", r"\\\1", " ".join(text.split())).replace("<", "&lt;")

@@ -51,11 +51,12 @@ def test_few_are_all_told_in_full():
     assert "Of 3 rows" in text
 
 
-def test_markdown_keeps_its_columns_whatever_the_program_is_called():
-    table = as_markdown([finding(where="a|b", message="two\nlines")])
-    row = table.splitlines()[2]
-    assert row == "| fail | zero_init | a\\|b | two lines |  |"
-    assert len(table.splitlines()) == 3
+def test_markdown_has_a_line_for_each_whatever_the_program_is_called():
+    made = [finding("pass"), finding(where="a_b\n_c", message="x<y\n*_2*", hint="Do `it`.")]
+    lines = as_markdown(made).splitlines()
+    assert lines[0] == r"- **fail** `zero_init` `a_b _c`: x&lt;y \*\_2\* → *Do \`it\`.*"
+    assert lines[1].startswith("- **pass** `zero_init`")
+    assert len(lines) == 2
 
 
 def test_one_exception_tells_all_that_failed():
