@@ -1,15 +1,22 @@
 """The craft of training neural networks, as drop-in PyTorch Lightning callbacks."""
 
+from lightning_tuning.callbacks.activation_monitor import ActivationMonitor
 from lightning_tuning.callbacks.ema import EMAWeights
+from lightning_tuning.callbacks.filter_monitor import FilterMonitor
 from lightning_tuning.callbacks.gradient_check import GradientCheck
 from lightning_tuning.callbacks.initial_loss_check import InitialLossCheck
+from lightning_tuning.callbacks.loss_curve_diagnosis import LossCurveDiagnosis
 from lightning_tuning.callbacks.lr_range_test import LRRangeTest, lr_range_test
 from lightning_tuning.callbacks.one_cycle import OneCycle
 from lightning_tuning.callbacks.overfit_batch_check import OverfitBatchCheck
+from lightning_tuning.callbacks.update_ratio_monitor import UpdateRatioMonitor
 from lightning_tuning.callbacks.wiring_check import WiringCheck
 from lightning_tuning.findings import ChecksFailedError, Finding
+from lightning_tuning.functional.activations.activation_result import ActivationResult
 from lightning_tuning.functional.checkpoint_weights import checkpoint_weights
+from lightning_tuning.functional.curves.loss_curves import LossCurveResult
 from lightning_tuning.functional.ema import ema_decay
+from lightning_tuning.functional.filters.filter_result import FilterResult
 from lightning_tuning.functional.gradient.gradient_check import GradientCheckResult
 from lightning_tuning.functional.initial_loss import InitialLossResult
 from lightning_tuning.functional.lr_range_test import LRRangeResult
@@ -19,12 +26,17 @@ from lightning_tuning.functional.one_cycle import (
     one_cycle_schedule,
 )
 from lightning_tuning.functional.overfit_batch import OverfitBatchResult
+from lightning_tuning.functional.update_ratio.update_ratio import UpdateRatioResult
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ActivationMonitor",
+    "ActivationResult",
     "ChecksFailedError",
     "EMAWeights",
+    "FilterMonitor",
+    "FilterResult",
     "Finding",
     "GradientCheck",
     "GradientCheckResult",
@@ -32,10 +44,14 @@ __all__ = [
     "InitialLossResult",
     "LRRangeResult",
     "LRRangeTest",
+    "LossCurveDiagnosis",
+    "LossCurveResult",
     "OneCycle",
     "OneCycleSchedule",
     "OverfitBatchCheck",
     "OverfitBatchResult",
+    "UpdateRatioMonitor",
+    "UpdateRatioResult",
     "WiringCheck",
     "checkpoint_weights",
     "ema_decay",

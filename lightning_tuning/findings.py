@@ -68,6 +68,8 @@ CODES: frozenset[str] = frozenset(
         "lr_too_low",
         "momentum_too_high",
         "clip_too_small",
+        "update_ratio_low",
+        "update_ratio_high",
         "weight_decay_too_high",
         "dropout_too_high",
         # parameters and gradients
@@ -81,6 +83,7 @@ CODES: frozenset[str] = frozenset(
         "params_not_in_optimizer",
         "no_grad_flow",
         "weights_not_updating",
+        "noisy_filters",
         "missing_nonlinearity",
         "wrong_gradient",
         "gradient_checked",
@@ -89,6 +92,16 @@ CODES: frozenset[str] = frozenset(
         "batch_overfitted",
         "cannot_overfit_batch",
         "overfit_not_judged",
+        # the curves of a fit
+        "loss_diverging",
+        "loss_oscillation",
+        "loss_spikes",
+        "batch_noise",
+        "lr_decayed_too_fast",
+        "no_learning",
+        "underfitting",
+        "overfitting",
+        "metric_apart_from_loss",
     }
 )
 """Every code a finding may carry, one spelling each."""
@@ -149,7 +162,7 @@ class Finding:
 
 
 class ChecksFailedError(RuntimeError):
-    """Checks before a fit found something wrong, and were told to stop the fit.
+    """Checks found something wrong, and were told to stop the fit.
 
     Attributes:
         findings: All that failed.
@@ -165,5 +178,5 @@ class ChecksFailedError(RuntimeError):
             f"{f.check}: {f.code} {f.where}".rstrip() + f": {f.message} {f.hint}" for f in findings
         ]
         count = "One check" if len(lines) == 1 else f"{len(lines)} checks"
-        super().__init__("\n- ".join([f"{count} before the fit failed:", *lines]))
+        super().__init__("\n- ".join([f"{count} failed:", *lines]))
         self.findings = tuple(findings)

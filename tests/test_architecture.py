@@ -15,7 +15,12 @@ HEAVY = {"matplotlib": {"plots"}, "optuna": {"search"}}
 
 def place(path: pathlib.Path) -> str:
     parts = path.relative_to(PACKAGE).with_suffix("").parts
-    return "" if parts == ("__init__",) else parts[0]
+    return "" if parts == ("__init__",) else named(parts[0])
+
+
+def named(part: str) -> str:
+    """Return the place's name: pictures have a file for each kind."""
+    return "plots" if part.startswith("plot_") else part
 
 
 def imports(tree: ast.AST) -> list[tuple[str, int, bool]]:
@@ -41,7 +46,7 @@ def test_imports_go_down(path):
             if FLOORS[here] == 0:
                 assert not module.startswith("lightning"), f"{path}:{line} floor 0 knows no Trainer"
             continue
-        there = [*module.split("."), ""][1]
+        there = named([*module.split("."), ""][1])
         same_folder = there == here and here not in ("callbacks", "")
         init = path.name == "__init__.py" and there == here
         # a result draws itself: the picture's code is imported when it is asked for

@@ -1,6 +1,7 @@
 """What every public callback keeps. A new callback is one line in CALLBACKS."""
 
 import copy
+import csv
 import dataclasses
 import inspect
 import json
@@ -17,12 +18,16 @@ from lightning.pytorch.loggers import CSVLogger
 
 import lightning_tuning
 from lightning_tuning import (
+    ActivationMonitor,
     EMAWeights,
+    FilterMonitor,
     GradientCheck,
     InitialLossCheck,
+    LossCurveDiagnosis,
     LRRangeTest,
     OneCycle,
     OverfitBatchCheck,
+    UpdateRatioMonitor,
     WiringCheck,
 )
 from tests.processes import run_on_ranks
@@ -47,6 +52,12 @@ class Entry:
 
 CALLBACKS = [
     Entry(
+        ActivationMonitor,
+        {"layers": ["Linear", "net.*"], "bins": 16, "every_n_steps": 1},
+        {"layers": "some", "gradients": "yes", "bins": 2, "every_n_steps": 0},
+        True,
+    ),
+    Entry(
         LRRangeTest,
         {"num_steps": 20, "max_steps": 120, "apply": False},
         {"start_lr": 0.0, "end_lr": 1e-9, "num_steps": 2, "mode": "cubic", "suggestion": "best"}
@@ -62,6 +73,12 @@ CALLBACKS = [
         False,
     ),
     Entry(
+        FilterMonitor,
+        {"layer": "net.0", "image_shape": [2, 3]},
+        {"layer": "", "every_n_epochs": 0, "image_shape": [6]},
+        True,
+    ),
+    Entry(
         GradientCheck,
         {"num_entries": 4, "burn_in_steps": 2},
         {"num_entries": 0, "eps": 0.0, "num_samples": 0, "burn_in_steps": -1, "on_fail": "ignore"},
@@ -74,9 +91,21 @@ CALLBACKS = [
         True,
     ),
     Entry(
+        LossCurveDiagnosis,
+        {"val_metric": "val_loss"},
+        {"train_metric": "", "val_metric": "", "on_fail": "stop"},
+        True,
+    ),
+    Entry(
         OverfitBatchCheck,
         {"num_samples": 8, "max_steps": 20},
         {"num_samples": 0, "max_steps": 0, "target_loss": "low", "lr": 0.0, "on_fail": "stop"},
+        True,
+    ),
+    Entry(
+        UpdateRatioMonitor,
+        {"every_n_steps": 2, "include": "weight"},
+        {"every_n_steps": 0, "include": "*weight"},
         True,
     ),
     Entry(
@@ -241,11 +270,16 @@ def test_its_findings_and_result_are_plain(entry):
 # --------------------------------------------------------------------------------- passive ones
 
 
+LOGGED = ("epoch", "step", "train_loss", "val_loss")
+
+
 def trace(*callbacks):
-    """Return all that a fit leaves: weights, random numbers, and the file of logged values."""
+    """Return all that a fit leaves: weights, random numbers, and what the program itself logs."""
     trainer = fit(trainer_for(*callbacks, logger=CSVLogger(".", "run"), log_every_n_steps=1))
     with open(f"{trainer.logger.log_dir}/metrics.csv") as file:
-        rows = file.read()
+        rows = [{name: row[name] for name in LOGGED} for row in csv.DictReader(file)]
+    rows = [row for row in rows if row["train_loss"] or row["val_loss"]]
+    assert len(rows) == 14
     return trainer.lightning_module.state_dict(), torch.get_rng_state(), rows
 
 

@@ -1,30 +1,21 @@
-"""Figures for the trainer's loggers."""
+"""Results for the trainer's loggers and the run's folder."""
 
 from __future__ import annotations
 
+import io
 from typing import TYPE_CHECKING, Protocol
 
 from lightning.pytorch import Trainer
 
-from lightning_tuning._trainer.report import experiments, run_folder
+from lightning_tuning._trainer.media_loggers import TensorBoard, sinks
+from lightning_tuning._trainer.report import run_folder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def takes_figures(trainer: Trainer) -> bool:
-    """Whether a logger of this process takes figures, so that drawing one is worth it."""
-    return bool(experiments(trainer, "add_figure"))
-
-
-def log_figure(trainer: Trainer, tag: str, figure: Figure, step: int = 0) -> None:
-    """Give the figure to every logger that takes figures; rank zero only."""
-    for experiment in experiments(trainer, "add_figure"):
-        experiment.add_figure(tag, figure, global_step=step)
-
-
 def log_result(trainer: Trainer, check: str, result: PlottableResult) -> None:
-    """Give a result to the loggers and write it into the run's folder; all ranks must call it.
+    """Give a result to the loggers and write it into the run's folder.
 
     Loggers get the figure where they take figures; the folder gets ``<check>.png`` and
     ``<check>.json``. Without a logger nothing is written.
@@ -38,9 +29,14 @@ def log_result(trainer: Trainer, check: str, result: PlottableResult) -> None:
     if folder is None:
         return
     figure = result.plot()
-    figure.savefig(folder / f"{check}.png", dpi=120)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=120)
+    (folder / f"{check}.png").write_bytes(picture.getvalue())
     (folder / f"{check}.json").write_text(result.to_json())
-    log_figure(trainer, f"{check}/curve", figure, trainer.global_step)
+    for sink in sinks(trainer):
+        tag, step = f"{check}/curve", trainer.global_step
+        if not (isinstance(sink, TensorBoard) and sink.drawn(tag, picture.getvalue(), step)):
+            sink.figure(tag, figure, step)
 
 
 class PlottableResult(Protocol):

@@ -18,15 +18,16 @@ FINDINGS_FILE = "findings.json"
 
 
 def report(trainer: Trainer, findings: Sequence[Finding]) -> None:
-    """Show findings of a check: all ranks must call it.
+    """Show findings of a check.
 
     A table goes to the console of rank zero and to the text tab of TensorBoard, and
     ``findings.json`` in the run's folder collects those of all checks.
     """
-    if findings:
-        rank_zero_info(as_text(findings))
+    if not findings:
+        return
+    rank_zero_info(as_text(findings))
     folder = run_folder(trainer)
-    if folder is None or not findings:
+    if folder is None:
         return
     _add_to_file(folder / FINDINGS_FILE, findings)
     for experiment in experiments(trainer, "add_text"):
@@ -37,12 +38,14 @@ def report(trainer: Trainer, findings: Sequence[Finding]) -> None:
 def run_folder(trainer: Trainer) -> pathlib.Path | None:
     """Return the folder of this run on rank zero; None on others and where nothing is logged.
 
-    All ranks must call it, because Lightning sends the name from rank zero to all.
+    It is that of ``trainer.log_dir``, which sends the name to all ranks and would wait for ever
+    where one of them has raised.
     """
-    if not real_loggers(trainer):
+    if not real_loggers(trainer) or not trainer.is_global_zero:
         return None
-    folder = trainer.log_dir
-    if folder is None or not trainer.is_global_zero:
+    first: Any = trainer.loggers[0]
+    folder = getattr(first, "log_dir", None) or first.save_dir
+    if folder is None:
         return None
     path = pathlib.Path(folder)
     path.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lightning_tuning._trainer import logger, schedule
+from lightning_tuning._trainer import monitor_log, schedule
 from lightning_tuning._trainer.learning_rates import rates_of
 from lightning_tuning._trainer.report import report
 from lightning_tuning._trainer.schedule_length import refuse_endless, steps_left
@@ -188,9 +188,9 @@ class OneCycle(Callback):
             wants_momentum=self.cycle_momentum,
         )
         report(trainer, self.findings)
-        if logger.takes_figures(trainer):
+        if monitor_log.takes_figures(trainer):
             figure = plot_one_cycle(self._result)
-            logger.log_figure(trainer, "one_cycle/schedule", figure, trainer.global_step)
+            monitor_log.log_figure(trainer, "one_cycle/schedule", figure, trainer.global_step)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException

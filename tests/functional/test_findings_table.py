@@ -64,7 +64,7 @@ def test_one_exception_tells_all_that_failed():
         [finding(where="net.0", hint="Draw them."), finding(code="lr_too_low")]
     )
     assert error.findings[0].where == "net.0"
-    assert str(error).startswith("2 checks before the fit failed:")
+    assert str(error).startswith("2 checks failed:")
     assert "zero_init net.0: Of 3 rows 3 are the same. Draw them." in str(error)
     assert "lr_too_low" in str(error)
     assert "One check" in str(ChecksFailedError([finding()]))

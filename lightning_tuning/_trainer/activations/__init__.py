@@ -1,0 +1,1 @@
+"""What ``ActivationMonitor`` sees of a step, and how."""

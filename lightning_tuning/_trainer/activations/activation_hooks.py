@@ -1,0 +1,258 @@
+"""Hooks that measure layers where they are called, on measured steps only."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.utils.hooks import RemovableHandle
+
+from lightning_tuning._trainer.activations.activation_calls import (
+    Calls,
+    WeightGradient,
+    weight_gradients,
+)
+from lightning_tuning._trainer.activations.activation_functions import FunctionCalls
+from lightning_tuning._trainer.activations.activation_layers import Choice, Layer, first_tensor
+from lightning_tuning._trainer.shards import local_part
+from lightning_tuning.functional.activations.activation_stats import ACTIVATIONS, Activation
+
+Scale = Callable[[], Tensor | None]
+
+
+class ActivationRecorder:
+    """Sees the calls of chosen layers while it is on.
+
+    Modules are seen by hooks that are there on measured steps alone, activation functions and raw
+    weights in them by a mode that sees torch's functions. Modules inside a compiled one have hooks
+    all the time, which are part of the graph and, on measured steps, hand out references.
+
+    Args:
+        module: The program's module.
+        choice: Which layers.
+        gradients: Whether gradients are measured too.
+
+    Attributes:
+        calls: What was seen since :meth:`begin`, by layer and place, in the order of first calls.
+        weights: Gradients of weights, by name.
+        has_graph: Whether a part of the program is compiled.
+        inputs: Whether first inputs are measured.
+    """
+
+    def __init__(self, module: nn.Module, choice: Choice, *, gradients: bool) -> None:
+        self.calls: dict[tuple[str, str], Calls] = {}
+        self.weights: dict[str, WeightGradient] = {}
+        self.inputs = False
+        self._choice = choice
+        self._gradients = gradients
+        self._layers = choice.layers(module)
+        self._raw = choice.raw_weights(module, self._layers)
+        self.has_graph = any(layer.compiled for layer in self._layers)
+        self._weights = [
+            (name, parameter)
+            for layer in self._layers
+            if layer.measured
+            for name, parameter in layer.weights()
+        ] + list(self._raw.values())
+        self._sharded = {name for name, p in self._weights if isinstance(p, DTensor)}
+        self._hooks: list[RemovableHandle] = []
+        self._in_graph: list[RemovableHandle] = []
+        self._mode: FunctionCalls | None = None
+        self._handed_out: list[tuple[Layer, Any]] = []
+        self._on = False
+        self._in_module = False
+        self._place = ""
+        self._channels_first: bool | None = None
+
+    def put_into_graphs(self) -> None:
+        """Put hooks into compiled modules; before a graph exists."""
+        for layer in self._layers:
+            if layer.compiled:
+                hook = self._graph_hook(layer)
+                self._in_graph.append(layer.module.register_forward_hook(hook))
+
+    def begin(self) -> None:
+        """Look from now on."""
+        self.calls, self.weights = {}, {}
+        self._place, self._channels_first, self._in_module = "", None, False
+        self._on = True
+        for layer in self._layers:
+            if layer.compiled:
+                continue
+            if layer.measured and layer.activation is not None:
+                self._hooks.append(layer.module.register_forward_pre_hook(self._entering()))
+            self._hooks.append(layer.module.register_forward_hook(self._hook(layer)))
+        if not self.has_graph:
+            self._mode = FunctionCalls(self._function, self._raw_layer, self._raw)
+            self._mode.__enter__()  # type: ignore[no-untyped-call]
+
+    def end(self) -> None:
+        """Look no more; everything that was seen is in :attr:`calls`."""
+        self._on = False
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        if self._mode is not None:
+            mode, self._mode = self._mode, None
+            mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        handed_out, self._handed_out = self._handed_out, []
+        for layer, output in handed_out:
+            self._see(layer, None, output)
+
+    def remove(self) -> None:
+        """Leave nothing behind."""
+        self.end()
+        self.calls, self.weights = {}, {}
+        for hook in self._in_graph:
+            hook.remove()
+        self._in_graph = []
+
+    @torch.no_grad()
+    def read_weight_gradients(
+        self, parameters: Sequence[nn.Parameter], scale: Tensor | None = None
+    ) -> None:
+        """Measure gradients of those weights that an optimizer is about to change."""
+        own = {id(parameter) for parameter in parameters}
+        named = [
+            (name, _values(parameter.grad))
+            for name, parameter in self._weights
+            if id(parameter) in own and parameter.grad is not None and parameter.grad.numel()
+        ]
+        if scale is not None:
+            named = [(name, gradient / scale) for name, gradient in named]
+        self.weights.update({found.name: found for found in weight_gradients(named)})
+
+    def add_up_shards(self, reduce: Callable[..., Any]) -> None:
+        """Make norms of sharded gradients those of the whole; all ranks must call it."""
+        sharded = [name for name in self.weights if name in self._sharded]
+        if not sharded:
+            return
+        squares = torch.stack([self.weights[name].norm.square() for name in sharded])
+        for name, square in zip(sharded, reduce(squares, reduce_op="sum"), strict=True):
+            self.weights[name] = dataclasses.replace(self.weights[name], norm=square.sqrt())
+
+    # A hook is a plain function that closes over this object: copies of a module in the middle of
+    # a step then share it instead of copying it.
+
+    def _entering(self) -> Callable[..., None]:
+        def hook(*_: object) -> None:
+            self._in_module = True
+
+        return hook
+
+    def _hook(self, layer: Layer) -> Callable[..., None]:
+        is_activation = layer.measured and layer.activation is not None
+
+        def hook(_: nn.Module, args: Any, output: Any) -> None:
+            if torch.compiler.is_compiling():
+                return
+            if is_activation:
+                self._in_module = False
+            if torch.is_grad_enabled():
+                # what is measured here is none of the program's own calls
+                with torch._C.DisableTorchFunction():
+                    self._see(layer, args, output)
+
+        return hook
+
+    def _graph_hook(self, layer: Layer) -> Callable[..., None]:
+        def hook(_: nn.Module, _args: Any, output: Any) -> None:
+            if self._on and torch.is_grad_enabled():
+                value = output if isinstance(output, torch.Tensor) else output[0]
+                self._handed_out.append((layer, value.detach()))
+
+        return hook
+
+    def _see(self, layer: Layer, args: Any, output: Any) -> None:
+        tensor = first_tensor(output)
+        if tensor is None or not _can_be_measured(tensor):
+            return
+        if layer.measured:
+            activation = layer.activation
+            if activation is not None and activation.attention:
+                activation = None  # its rows are counted where its function is seen
+            place = self._place if activation is not None else ""
+            calls = self._calls((layer.name, place), layer.kind, activation)
+            if calls is not None:
+                self._measure(calls, tensor)
+                if self.inputs and args and layer.kind == "weight":
+                    given = first_tensor(args[0])
+                    if given is not None and _can_be_measured(given):
+                        calls.first_input(local_part(given.detach()))
+        if layer.places:
+            self._place, self._channels_first = layer.name, layer.channels_first
+
+    def _function(self, function: str, value: Tensor, *, rows: Sequence[Tensor] = ()) -> None:
+        """See an activation function that is called outside of a module of its own."""
+        if self._in_module and not rows:
+            return
+        name = f"{self._place}.{function}" if self._place else function
+        if not self._choice.wants_function(name, function) or not _can_be_measured(value):
+            return
+        calls = self._calls((name, self._place), function, ACTIVATIONS[function])
+        if calls is None:
+            return
+        self._measure(calls, value)
+        if rows:
+            calls.flat.append(rows[0])
+            calls.judged.append(rows[1])
+
+    def _raw_layer(self, name: str, value: Tensor, *, channels_first: bool) -> None:
+        """See a layer that a program makes of a weight by hand."""
+        if not _can_be_measured(value):
+            return
+        path = name.removesuffix(".weight")
+        calls = self._calls((path, ""), "weight", None)
+        if calls is not None:
+            self._measure(calls, value)
+        self._place, self._channels_first = path, channels_first
+
+    def _calls(
+        self, key: tuple[str, str], kind: str, activation: Activation | None
+    ) -> Calls | None:
+        """Return the record of a layer; None where a checkpointed part is computed again."""
+        backward = torch._C._current_graph_task_id() != -1
+        known = self.calls.get(key)
+        if known is None:
+            known = Calls(key=key, kind=kind, activation=activation, late=backward)
+            self.calls[key] = known
+        return None if backward and not known.late else known
+
+    def _measure(self, calls: Calls, tensor: Tensor) -> None:
+        plain = local_part(tensor.detach())
+        calls.output(plain, self._unit_dim(plain))
+        if self._gradients and tensor.requires_grad:
+            tensor.register_hook(self._gradient_hook(calls))  # type: ignore[no-untyped-call]
+
+    def _gradient_hook(self, calls: Calls) -> Callable[[Tensor], None]:
+        def hook(gradient: Tensor) -> None:
+            with torch._C.DisableTorchFunction():
+                if self._on and _can_be_measured(gradient):
+                    calls.gradient(local_part(gradient.detach()))
+
+        return hook
+
+    def _unit_dim(self, tensor: Tensor) -> int:
+        first = tensor.dim() > 3 if self._channels_first is None else self._channels_first
+        return 1 if first and tensor.dim() > 2 else -1
+
+
+def _can_be_measured(tensor: Tensor) -> bool:
+    return (
+        tensor.is_floating_point()
+        and tensor.numel() > 0
+        and tensor.layout is torch.strided
+        and not tensor.is_meta
+        # inside torch.func a tensor may stand for many
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    )
+
+
+def _values(gradient: Tensor) -> Tensor:
+    # rows of a sparse gradient as they came: adding up those of one index would wait for a GPU
+    plain = gradient._values() if gradient.is_sparse else local_part(gradient)
+    return plain.detach()

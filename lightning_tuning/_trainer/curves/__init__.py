@@ -1,0 +1,1 @@
+"""What ``LossCurveDiagnosis`` takes from a fit."""

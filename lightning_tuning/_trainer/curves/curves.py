@@ -1,0 +1,257 @@
+"""Records the curves of a fit while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lightning_tuning._trainer.cadence import Cadence
+from lightning_tuning._trainer.curves.curve_chance import FirstCalls, dropout_of
+from lightning_tuning._trainer.curves.curve_values import (
+    direction,
+    known_directions,
+    on_host,
+    validation_values,
+)
+from lightning_tuning._trainer.fit_losses import fit_losses
+from lightning_tuning.functional.curves.curve_record import CurveRecord
+from lightning_tuning.functional.curves.loss_curves import Curve, Curves
+
+_AVERAGING = ("EMA", "WeightAveraging")
+
+
+class CurveRecorder:
+    """Takes training losses, learning rates and validation metrics as they come.
+
+    Args:
+        trainer: A trainer in ``on_train_start``.
+        module: Its module.
+        train_metric: A logged metric; None for what ``training_step`` returned.
+        val_metric: A logged validation metric; None to look for the loss.
+        earlier: What was recorded before an interruption.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        *,
+        train_metric: str | None,
+        val_metric: str | None,
+        earlier: Curves | None,
+    ) -> None:
+        self.trainer = trainer
+        self._train_metric = train_metric
+        self._val_metric = val_metric
+        self._cadence = Cadence(trainer, None)
+        self._calls = FirstCalls(module)
+        self._due = False
+        self._rate = 0.0
+        self._rates: dict[int, float] = {}
+        self._taken = 0
+        self._logged: list[tuple[int, Tensor, float]] = []
+        self._names: set[str] = set()
+        self._val: dict[str, list[tuple[int, float]]] = {}
+        self._directions: dict[str, bool] = {}
+        self._epoch_ends: list[int] = []
+        self._earlier = earlier
+        self._record = CurveRecord()
+        self._chance: tuple[float, float] | None = None
+        self._settled = False
+        self._alike = False
+        self._dropout = dropout_of(module)
+        if earlier is not None:
+            self._go_on(earlier)
+
+    # ------------------------------------------------------------------------------ as it comes
+
+    def batch_start(self) -> None:
+        """Note the learning rate that the batch trains with."""
+        self._due = self._cadence.due()
+        self._rate = self._largest_rate()
+        self._calls.begin_batch()
+
+    def batch_end(self, outputs: Any) -> bool:
+        """Note the loss; whether something was read from the device."""
+        self._calls.end_batch(outputs)
+        step = self._cadence.step
+        self._rates[step] = self._rate
+        if self._train_metric is not None and self._due:
+            self._note_logged(self._train_metric)
+        fit_losses(self.trainer).note(self.trainer, outputs)
+        if self._due:
+            self.read()
+        return self._due
+
+    def epoch_end(self) -> None:
+        """Note the end of a training epoch."""
+        step = self._cadence.step - 1
+        if not self._epoch_ends or step > self._epoch_ends[-1]:
+            self._epoch_ends.append(step)
+        if self._train_metric is not None and not self._record.count and not self._logged:
+            self._note_logged(self._train_metric)
+
+    def validation_batch_start(self) -> None:
+        """Watch which loss functions validation calls."""
+        self._calls.begin_validation_batch()
+
+    def validation_batch_end(self) -> None:
+        """Take what they were."""
+        self._calls.end_validation_batch()
+
+    def validation_end(self) -> None:
+        """Note what a validation has logged, unless it is the sanity check."""
+        step = self._cadence.step
+        self._directions |= known_directions(self.trainer)
+        for name, value in validation_values(self.trainer).items():
+            points = self._val.setdefault(name, [])
+            if points and points[-1][0] == step:
+                points.pop()
+            points.append((step, value))
+
+    def close(self) -> None:
+        """Stop watching, whatever happened."""
+        self._calls.close()
+
+    # ------------------------------------------------------------------------------------ results
+
+    @property
+    def record(self) -> CurveRecord:
+        """The training loss as it was last read."""
+        return self._record
+
+    def read(self) -> None:
+        """Bring what is new to the host; all ranks must call it."""
+        if self._train_metric is not None:
+            logged, self._logged = self._logged, []
+            values = on_host([value for _, value, _ in logged])
+            self._record.extend([s for s, _, _ in logged], values, [r for _, _, r in logged])
+            return
+        steps, losses = fit_losses(self.trainer).read(self.trainer)
+        new = list(steps[self._taken :])
+        self._taken = len(steps)
+        rates = [self._rates.get(step, self._rate) for step in new]
+        self._rates.clear()
+        self._record.extend(new, list(losses[len(losses) - len(new) :]), rates)
+
+    def curves(self) -> Curves:
+        """Return what is known so far."""
+        record, name = self._record, self._train_metric or "the training loss"
+        if not self._settled:
+            self._settled = self._calls.done
+            self._chance = self._calls.chance(_accumulated(self.trainer))
+        self._alike = self._alike or self._calls.alike
+        val, why = self._validation_loss()
+        # a logged metric need not be the loss that was seen
+        own = self._chance if self._train_metric is None else None
+        chance = (None, None) if own is None else own
+        return Curves(
+            train=Curve(name=name, steps=record.steps, values=record.values),
+            width=record.width,
+            rates=record.rates,
+            highs=record.highs,
+            non_finite=record.non_finite,
+            first_non_finite=record.first_non_finite,
+            steps=record.count,
+            val=None if val is None else self._curve(val),
+            metrics=tuple(self._curve(other) for other in self._val if other != val),
+            epoch_ends=tuple(self._epoch_ends),
+            chance=chance[0],
+            chance_high=chance[1],
+            alike=self._alike,
+            regularized=self._regularization(),
+            batch_size=_batch_size(self.trainer),
+            optimizers=len(self.trainer.optimizers),
+            no_train="" if record.count else self._why_no_loss(),
+            no_val=why,
+        )
+
+    def _curve(self, name: str) -> Curve:
+        known = [(s, v) for s, v in self._val[name] if abs(v) < float("inf")]
+        return Curve(
+            name=name,
+            steps=tuple(step for step, _ in known),
+            values=tuple(value for _, value in known),
+            higher_is_better=direction(name, self._directions),
+        )
+
+    def _validation_loss(self) -> tuple[str | None, str]:
+        names = list(self._val)
+        if self._val_metric is not None:
+            if self._val_metric in names:
+                return self._val_metric, ""
+            told = ", ".join(map(repr, names)) or "nothing"
+            return None, f"no validation logged {self._val_metric!r}; they logged {told}"
+        if not names:
+            return None, "no validation logged anything"
+        losses = ["val_loss"] if "val_loss" in names else [n for n in names if "loss" in n.lower()]
+        if len(losses) == 1:
+            return losses[0], ""
+        told = ", ".join(map(repr, losses or names))
+        return None, f"validation logs {told}: name the loss with val_metric="
+
+    def _why_no_loss(self) -> str:
+        if self._train_metric is None:
+            return "training_step returned no loss"
+        told = ", ".join(map(repr, sorted(self._names))) or "nothing"
+        return f"{self._train_metric!r} was not logged on the steps that are logged; {told} was"
+
+    def _regularization(self) -> str:
+        kinds = [type(callback).__name__ for callback in vars(self.trainer)["callbacks"]]
+        averaged = any(part in kind for kind in kinds for part in _AVERAGING)
+        if averaged and self._dropout:
+            return "dropout and the average of the weights"
+        return "dropout" if self._dropout else "the average of the weights" if averaged else ""
+
+    def _note_logged(self, name: str) -> None:
+        metrics: Mapping[str, Any] = self.trainer.callback_metrics
+        self._names |= set(metrics)
+        value = metrics.get(name)
+        if isinstance(value, Tensor) and value.numel() == 1:
+            self._logged.append((self._cadence.step, value.detach().clone(), self._rate))
+
+    def _largest_rate(self) -> float:
+        found = [g["lr"] for o in self.trainer.optimizers for g in o.param_groups if "lr" in g]
+        waits = any(isinstance(rate, Tensor) and rate.device.type != "cpu" for rate in found)
+        if waits and not self._due:
+            return self._rate
+        return max(map(float, found), default=0.0)
+
+    def _go_on(self, earlier: Curves) -> None:
+        train = earlier.train
+        self._record = CurveRecord.of(
+            train.steps,
+            train.values,
+            earlier.rates,
+            earlier.highs,
+            width=earlier.width,
+            count=earlier.steps,
+        )
+        self._record.non_finite = earlier.non_finite
+        for curve in (earlier.val, *earlier.metrics):
+            if curve is not None:
+                self._val[curve.name] = list(zip(curve.steps, curve.values, strict=True))
+                if curve.higher_is_better is not None:
+                    self._directions[curve.name] = curve.higher_is_better
+        self._epoch_ends = list(earlier.epoch_ends)
+        if earlier.chance is not None and earlier.chance_high is not None:
+            self._chance = earlier.chance, earlier.chance_high
+        self._alike = earlier.alike
+        self._settled = True
+
+
+def _accumulated(trainer: Trainer) -> int:
+    automatic = trainer.lightning_module.automatic_optimization
+    return int(vars(trainer)["accumulate_grad_batches"]) if automatic else 1
+
+
+def _batch_size(trainer: Trainer) -> int | None:
+    loader = trainer.train_dataloader
+    size = getattr(loader, "batch_size", None) if isinstance(loader, DataLoader) else None
+    if isinstance(loader, DataLoader) and size is None:
+        size = getattr(loader.batch_sampler, "batch_size", None)
+    return size * _accumulated(trainer) * trainer.world_size if isinstance(size, int) else None

@@ -1,0 +1,1 @@
+"""What ``FilterMonitor`` reads during a fit."""

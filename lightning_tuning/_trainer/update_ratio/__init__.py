@@ -1,0 +1,1 @@
+"""What ``UpdateRatioMonitor`` does to a trainer."""

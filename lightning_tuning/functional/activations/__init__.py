@@ -1,0 +1,1 @@
+"""Statistics of layers, and what they mean."""

@@ -1,0 +1,158 @@
+"""What was measured of one layer in one step, on the host."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+from lightning_tuning.functional.activations.activation_stats import FACTS, edges
+from lightning_tuning.functional.histogram import Histogram
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampled:
+    """The histogram of a sample of a tensor.
+
+    Attributes:
+        rms: Root mean square of the sample, the unit of the bins.
+        low: Its smallest value.
+        high: Its largest value.
+        total: Its sum.
+        non_finite: How many of its values are not finite.
+        counts: Of each bin.
+    """
+
+    rms: float
+    low: float
+    high: float
+    total: float
+    non_finite: int
+    counts: tuple[int, ...]
+
+    @classmethod
+    def from_row(cls, row: Sequence[float]) -> Sampled:
+        """Return what a row of ``activation_stats.histograms`` says.
+
+        Example:
+            >>> Sampled.from_row([1.0, -1.0, 1.0, 0.0, 0.0, 2.0, 2.0]).counts
+            (2, 2)
+        """
+        rms, low, high, total, broken = row[:FACTS]
+        counts = tuple(int(count) for count in row[FACTS:])
+        return cls(rms=rms, low=low, high=high, total=total, non_finite=int(broken), counts=counts)
+
+    def histogram(self) -> Histogram | None:
+        """Return it as loggers take it; None where it has no counts.
+
+        Example:
+            >>> row = Sampled.from_row([1.0, -1.0, 1.0, 0.0, 0.0, 2.0, 2.0])
+            >>> [round(limit, 1) for limit in row.histogram().limits]
+            [0.0, 53.6]
+        """
+        number = sum(self.counts)
+        if not number:
+            return None
+        limits = [self.rms * edge for edge in edges(len(self.counts))[1:]]
+        limits[-1] = max(limits[-1], self.high)
+        return Histogram(
+            limits=tuple(limits),
+            counts=self.counts,
+            min=self.low,
+            max=self.high,
+            num=number,
+            sum=self.total,
+            sum_squares=number * self.rms**2,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LayerStep:
+    """One layer in one step; what could not be measured is NaN.
+
+    Attributes:
+        name: Its path, or that of the layer before and the function.
+        kind: ``"weight"``, the name of an activation function, or nothing.
+        calls: How often it was called.
+        mean: Of all values of its output.
+        std: Their standard deviation.
+        low: The smallest.
+        high: The largest.
+        dead: The share of its units that were silent in all steps of the window.
+        saturated: The share of values at which its slope is next to zero.
+        gradient_norm: Norm of the loss's gradient with respect to its output.
+        input_rms: Root mean square of its first input, at the first measured step.
+        activations: Histogram of a sample of its output.
+        gradients: The same of the gradient with respect to its output.
+    """
+
+    name: str
+    kind: str
+    calls: int = 1
+    mean: float = math.nan
+    std: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    dead: float = math.nan
+    saturated: float = math.nan
+    gradient_norm: float = math.nan
+    input_rms: float = math.nan
+    activations: Sampled | None = None
+    gradients: Sampled | None = None
+
+    def renamed(self, name: str) -> LayerStep:
+        """Return the same under another name."""
+        return dataclasses.replace(self, name=name)
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all values of its output are."""
+        return math.isfinite(self.low) and math.isfinite(self.high)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WeightStep:
+    """The gradient of the loss with respect to a weight, in one step.
+
+    Attributes:
+        name: Path of the weight.
+        norm: Norm of its gradient.
+        gradients: Histogram of a sample.
+    """
+
+    name: str
+    norm: float
+    gradients: Sampled
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ActivationStep:
+    """All that was measured in one step.
+
+    Attributes:
+        step: Its place on the loggers' axis.
+        layers: In the order of their first calls.
+        weights: In the order of the module's parameters.
+        loss: The loss; NaN where it is not known.
+        scale: What the loss was multiplied by for the backward pass.
+    """
+
+    step: int
+    layers: tuple[LayerStep, ...]
+    weights: tuple[WeightStep, ...]
+    loss: float
+    scale: float = 1.0
+
+
+def moments_of(values: int, sums: Sequence[float], norms: Sequence[float]) -> tuple[float, float]:
+    """Return mean and standard deviation of all values, given sum and norm of each part.
+
+    Example:
+        >>> moments_of(2, [3.0, 4.0], [3.0, 4.0])
+        (3.5, 0.5)
+    """
+    mean = sum(sums) / values
+    square = sum(norm * norm for norm in norms) / values
+    if not math.isfinite(mean) or not math.isfinite(square):
+        return mean, math.nan
+    return mean, math.sqrt(max(square - mean * mean, 0.0))

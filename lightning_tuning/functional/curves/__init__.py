@@ -1,0 +1,1 @@
+"""What loss curves mean."""

@@ -1,0 +1,173 @@
+"""Rules about a training loss that does not come to rest: rates, batches, spikes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lightning_tuning.findings import Finding, Scalar
+from lightning_tuning.functional.curves.curve_answer import answer
+from lightning_tuning.functional.curves.curve_noise import rests
+from lightning_tuning.functional.curves.curve_reading import Reading
+
+_STRAYS = 0.08
+_SMALL_BATCH = 4
+_OVERSHOOT = 1.5
+
+
+def lr_too_high(r: Reading) -> Finding:
+    """Judge a loss that jumps up and stays high, or falls at first and then stays high."""
+    numbers = _numbers(r)
+    if r.progress is None:
+        return answer(
+            "lr_too_high",
+            "skip",
+            "A loss that may be negative has no known floor.",
+            numbers=numbers,
+        )
+    peak = float(r.rates.max())
+    early = max(r.early_top, float(np.median(r.losses)))
+    jumped = early > _OVERSHOOT * max(r.start, r.reference)
+    if jumped and r.bad(0.15):
+        return answer(
+            "lr_too_high",
+            "warn",
+            f"The loss jumps from {r.start:.4g} up to {early:.4g} and ends at {r.end:.4g}: nothing"
+            f" is learnt at a learning rate of {peak:.2g}.",
+            "Lower the learning rate tenfold, or find one with LRRangeTest.",
+            numbers=numbers,
+        )
+    if r.bad(0.5) and not _falls_late(r) and _restless(r) and not _small_batch(r):
+        return answer(
+            "lr_too_high",
+            "warn",
+            f"After a first drop the loss stays at {r.end:.4g} and wanders by {_stray(r):.2g}, at a"
+            f" learning rate of {peak:.2g}.",
+            "Lower the learning rate, or let it decay.",
+            numbers=numbers,
+        )
+    return answer(
+        "lr_too_high",
+        "pass",
+        f"The loss neither jumps up nor stays high ({r.end:.4g}).",
+        numbers=numbers,
+    )
+
+
+def loss_oscillation(r: Reading) -> Finding:
+    """Judge swings that are larger than the noise of batches, in a fit that is not over them."""
+    numbers = _numbers(r)
+    if r.progress is None or len(r.live) < 40:
+        return answer(
+            "loss_oscillation",
+            "skip",
+            "There are too few steps at one learning rate.",
+            numbers=numbers,
+        )
+    decayed = r.rates[-1] < 0.3 * r.rates.max()
+    if not _small_batch(r) and not decayed and _restless(r) and r.bad(0.8) and not _falls_late(r):
+        return answer(
+            "loss_oscillation",
+            "warn",
+            f"The loss swings by {_stray(r):.2g} about its trend, more than its batches' noise"
+            f" accounts for; it has fallen by {r.gain:.2g} in all.",
+            "Lower the learning rate or the momentum.",
+            numbers=numbers,
+        )
+    return answer(
+        "loss_oscillation",
+        "pass",
+        f"The loss swings by {r.train_wander:.2g} beyond the noise of batches.",
+        numbers=numbers,
+    )
+
+
+def batch_noise(r: Reading) -> Finding:
+    """Judge a wiggle that drowns the trend: a batch too small for its learning rate."""
+    size = r.curves.batch_size
+    numbers: dict[str, Scalar] = {**_numbers(r), "batch_size": size}
+    if r.progress is None or len(r.live) < 40:
+        return answer(
+            "batch_noise", "skip", "There are too few steps at one learning rate.", numbers=numbers
+        )
+    told = "" if size is None else f" of {size} example{'s' if size > 1 else ''}"
+    wiggle = r.noise / max(r.gain, 1e-12)
+    if _small_batch(r) and wiggle > 0.3 and r.bad(0.5) and not _falls_late(r):
+        return answer(
+            "batch_noise",
+            "warn",
+            f"From step to step the loss wiggles by {r.noise:.2g}, {wiggle:.1f} times what it has"
+            f" gained, with batches{told}, and it stays at {r.end:.4g}.",
+            f"Take more than {size} examples a batch, accumulate gradients, or lower the learning"
+            " rate.",
+            numbers={**numbers, "wiggle": wiggle},
+        )
+    return answer(
+        "batch_noise",
+        "pass",
+        f"From step to step the loss wiggles by {r.noise:.2g}, with batches{told}.",
+        "A larger batch would smooth it." if wiggle > 0.5 else "",
+        numbers={**numbers, "wiggle": wiggle},
+    )
+
+
+def loss_spikes(r: Reading) -> Finding:
+    """Judge sudden losses as high as before any learning, that leave a trace."""
+    highs = np.asarray(r.curves.highs, float)
+    after = len(r.losses) // 4
+    values = highs[after:]
+    numbers: dict[str, Scalar] = {"noise": r.noise, "reference": r.reference}
+    if len(values) < 60 or r.progress is None or _small_batch(r):
+        return answer(
+            "loss_spikes", "skip", "The curve is too short or too noisy.", numbers=numbers
+        )
+    beside = np.abs(rests(values))
+    usual = float(np.quantile(beside, 0.9)) if len(beside) else 0.0
+    median = float(np.median(values))
+    bound = median + max(8 * usual, abs(r.reference - median), 0.5 * abs(r.reference))
+    places = np.flatnonzero(values > bound)
+    events = int((np.diff(places) > 3).sum()) + 1 if len(places) else 0
+    rare = len(places) <= 0.1 * len(values)
+    numbers |= {"spikes": events, "bound": bound}
+    if events >= 3 and rare and not r.metric_is_good and r.bad(0.9):
+        first = r.curves.train.steps[after + int(places[0])]
+        return answer(
+            "loss_spikes",
+            "warn",
+            f"The loss shoots up {events} times, to {values.max():.4g} from about {median:.4g}.",
+            "Look at the examples of these batches (step"
+            f" {first} is the first), clip the gradients, or lower the learning rate.",
+            step=first,
+            numbers=numbers,
+        )
+    return answer("loss_spikes", "pass", f"{events} sudden spikes.", numbers=numbers)
+
+
+def _small_batch(r: Reading) -> bool:
+    return r.curves.batch_size is not None and r.curves.batch_size <= _SMALL_BATCH
+
+
+def _stray(r: Reading) -> float:
+    return max(r.train_wander, r.val_wander or 0.0)
+
+
+def _restless(r: Reading) -> bool:
+    """Whether the loss strays from its trend by more than a small part of what there is."""
+    return _stray(r) > _STRAYS * min(abs(r.reference), max(r.gain, 0.25 * abs(r.reference)))
+
+
+def _falls_late(r: Reading) -> bool:
+    """Whether the latter half of the loss falls beyond its noise, by more than a little."""
+    least, _ = r.falls(r.losses[len(r.losses) // 2 :])
+    return least > 0.02 * abs(r.reference)
+
+
+def _numbers(r: Reading) -> dict[str, Scalar]:
+    return {
+        "start": r.start,
+        "end": r.end,
+        "noise": r.noise,
+        "wander": r.train_wander,
+        "val_wander": r.val_wander,
+        "lr": float(r.rates.max()),
+        "progress": r.progress,
+    }

@@ -1,0 +1,46 @@
+"""The rule about a learning rate that is gone before the fit is over."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lightning_tuning.findings import Finding, Scalar
+from lightning_tuning.functional.curves.curve_answer import answer
+from lightning_tuning.functional.curves.curve_reading import Reading
+
+_SPENT = 0.98
+
+
+def lr_decayed_too_fast(r: Reading) -> Finding:
+    """Judge a rate that is all but spent in the first half, of a loss that was still falling."""
+    rates, losses = r.rates, r.losses
+    total = float(rates.sum())
+    if r.progress is None or total <= 0 or np.ptp(rates) <= 0.5 * rates.max():
+        why = "The rate does not decay." if total > 0 else "The rate is zero."
+        return answer("lr_decayed_too_fast", "skip" if r.progress is None else "pass", why)
+    spent = int(np.searchsorted(np.cumsum(rates) / total, _SPENT)) + 1
+    share = spent / len(rates)
+    numbers: dict[str, Scalar] = {
+        "peak": float(rates.max()),
+        "last": float(rates[-1]),
+        "share": share,
+        "end": r.end,
+    }
+    told = (
+        f"{_SPENT:.0%} of all learning rate is spent in the first {share:.0%} of the fit; it ends"
+        f" at {rates[-1]:.2g}"
+    )
+    if share <= 0.6 and spent >= 10 and len(losses) - spent >= 20 and r.bad(0.8):
+        while_high = losses[: max(spent // 2, 5)]
+        least, most = r.falls(while_high)
+        _, after = r.falls(losses[spent:])
+        fell = least > 0 and most > 0
+        if fell and after < 0.1 * max(r.end, 1e-12):
+            return answer(
+                "lr_decayed_too_fast",
+                "warn",
+                f"{told}, and the loss has stayed at {r.end:.4g} since.",
+                "Let it decay over the whole fit, for example with a cosine.",
+                numbers=numbers,
+            )
+    return answer("lr_decayed_too_fast", "pass", f"{told}.", numbers=numbers)

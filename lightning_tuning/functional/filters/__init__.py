@@ -1,0 +1,1 @@
+"""Pictures of filters, their smoothness, and the rule of ``FilterMonitor``."""

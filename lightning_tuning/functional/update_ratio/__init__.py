@@ -1,0 +1,1 @@
+"""Sizes of updates beside their weights, and what they mean."""

@@ -1,0 +1,414 @@
+"""What the monitors cost, side by side in one run with what a user would write instead.
+
+``python tests/benchmarks/monitors.py [--parts fit step parameters layers] [--seconds 20]``
+
+- fit: whole fits with all monitors at their defaults against the same fits without them, both with
+  TensorBoard and validation, from ``trainer.fit`` to its end.
+- step: UpdateRatioMonitor + ActivationMonitor on every step, against TensorBoard's
+  ``add_histogram`` per layer as users write it (weights, their gradients, activations, their
+  gradients), ``wandb.watch(log="all", log_freq=1)`` offline (weights and their gradients only), and
+  the hook of fastai's ``ActivationStats(with_hist=True)`` (activations only, nothing written). What
+  counts is the time of a step beyond that of the plain fit.
+- parameters, layers: the same two monitors over 1M, 25M, 125M parameters, and 10, 100, 1000 layers.
+
+Contestants take turns; figures are medians of ``--rounds`` turns, ratios those of medians. Seconds
+of the processor stand beside those of the clock, since they say more on a machine with others on
+it. Peers that are not installed are left out; wandb may lie in a folder given by ``--path``.
+"""
+
+import argparse
+import ast
+import contextlib
+import importlib.metadata
+import io
+import itertools
+import logging
+import os
+import platform
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.loggers import TensorBoardLogger
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import lightning_tuning
+
+DEFAULTS = ("UpdateRatioMonitor", "ActivationMonitor", "FilterMonitor", "LossCurveDiagnosis")
+EACH_STEP = DEFAULTS[:2]
+WARM_UP = 5
+
+
+# ------------------------------------------------------------------------------------ programs
+
+
+class Program(LightningModule):
+    def __init__(self, net, lr=1e-3, outputs=10):
+        super().__init__()
+        self.net, self.lr = net, lr
+
+    def step(self, batch, name):
+        loss = nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+        self.log(name, loss)
+        return loss
+
+    def training_step(self, batch, batch_idx):
+        return self.step(batch, "train_loss")
+
+    def validation_step(self, batch, batch_idx):
+        self.step(batch, "val_loss")
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=self.lr)
+
+
+class Transformer(nn.Module):
+    """Each row of an image is a token."""
+
+    def __init__(self, width=64, depth=4):
+        super().__init__()
+        self.embed = nn.Linear(32, width)
+        layer = nn.TransformerEncoderLayer(width, 4, 4 * width, 0.0, batch_first=True)
+        self.body = nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, images):
+        return self.head(self.body(self.embed(images[:, 0])).mean(1))
+
+
+def blocks(depth, width, first, last=10):
+    layers = [nn.Flatten(), nn.Linear(first, width), nn.ReLU()]
+    for _ in range(depth - 2):
+        layers += [nn.Linear(width, width), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(width, last))
+
+
+def cnn():
+    widths, layers = (1, 32, 64, 128, 128), []
+    for before, after in itertools.pairwise(widths):
+        layers += [nn.Conv2d(before, after, 5 if before == 1 else 3, 2, 1)]
+        layers += [nn.BatchNorm2d(after), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Flatten(), nn.LazyLinear(10))
+
+
+def digits(size=32):
+    data = load_digits()
+    images = torch.tensor(data.images, dtype=torch.float32)[:, None] / 16
+    images = nn.functional.interpolate(images, size=size, mode="bilinear") if size != 8 else images
+    return TensorDataset(images, torch.tensor(data.target))
+
+
+PROGRAMS = {
+    "perceptron of 4 layers, digits": (lambda: blocks(4, 128, 64), 8),
+    "CNN": (cnn, 32),
+    "transformer of 4 blocks": (Transformer, 32),
+}
+
+
+def monitors(names, **settings):
+    found = [getattr(lightning_tuning, name, None) for name in names]
+    return [monitor(**settings) for monitor in found if monitor is not None]
+
+
+# ---------------------------------------------------------------------------------------- peers
+
+
+class AddHistograms(Callback):
+    """What tutorials show: a histogram of each tensor, at each step."""
+
+    def on_fit_start(self, trainer, pl_module):
+        self.outputs, self.gradients, self.handles = {}, {}, []
+        for name, layer in pl_module.net.named_modules():
+            if not list(layer.children()):
+                self.handles += [
+                    layer.register_forward_hook(self.keep(self.outputs, name)),
+                    layer.register_full_backward_hook(self.keep(self.gradients, name)),
+                ]
+
+    def keep(self, kept, name):
+        def hook(layer, _, output):
+            kept[name] = (output[0] if isinstance(output, tuple) else output).detach().cpu()
+
+        return hook
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        writer, step = trainer.logger.experiment, trainer.global_step
+        for name, weight in pl_module.named_parameters():
+            writer.add_histogram(f"weights/{name}", weight.detach().cpu(), step)
+            writer.add_histogram(f"weight_gradients/{name}", weight.grad.cpu(), step)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        writer, step = trainer.logger.experiment, trainer.global_step
+        for kind, kept in (("activations", self.outputs), ("gradients", self.gradients)):
+            for name, value in kept.items():
+                writer.add_histogram(f"{kind}/{name}", value, step)
+
+    def on_train_end(self, trainer, pl_module):
+        for handle in self.handles:
+            handle.remove()
+
+
+class FastaiStats(Callback):
+    """fastai's own hook on the same layers; its file is read, as fastai needs much to import."""
+
+    def __init__(self):
+        path = importlib.metadata.distribution("fastai").locate_file("fastai/callback/hook.py")
+        tree = ast.parse(path.read_text())
+        [cls] = [n for n in tree.body if getattr(n, "name", "") == "ActivationStats"]
+        [hook] = [n for n in cls.body if getattr(n, "name", "") == "hook"]
+        names = {}
+        exec(compile(ast.Module([hook], []), str(path), "exec"), names)
+        self.measure = names["hook"]
+        self.with_hist, self.stats, self.stored = True, [], {}
+
+    def hook_multi_ouput(self, outputs):
+        return [self.measure(self, None, None, o) for o in outputs if isinstance(o, torch.Tensor)]
+
+    def on_fit_start(self, trainer, pl_module):
+        self.handles = [
+            layer.register_forward_hook(self.keep(name))
+            for name, layer in pl_module.net.named_modules()
+            if not list(layer.children())
+        ]
+
+    def keep(self, name):
+        def hook(layer, inputs, output):
+            self.stored[name] = self.measure(self, layer, inputs, output)
+
+        return hook
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.stats.append(self.stored)
+        self.stored = {}
+
+    def on_train_end(self, trainer, pl_module):
+        for handle in self.handles:
+            handle.remove()
+
+
+class Watch(Callback):
+    """``wandb.watch`` and the call of ``log`` that makes it write."""
+
+    def __init__(self):
+        import wandb
+
+        os.environ.update(WANDB_SILENT="true", WANDB_DIR=tempfile.mkdtemp(dir="."))
+        self.wandb = wandb
+
+    def on_fit_start(self, trainer, pl_module):
+        self.run = self.wandb.init(mode="offline", reinit="finish_previous")
+        self.run.watch(pl_module.net, log="all", log_freq=1)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.run.log({"step": trainer.global_step})
+
+    def on_train_end(self, trainer, pl_module):
+        self.run.unwatch(pl_module.net)
+
+    def teardown(self, trainer, pl_module, stage):
+        self.run.finish()
+
+
+PEERS = {
+    "TensorBoard `add_histogram`": AddHistograms,
+    '`wandb.watch(log="all")`': Watch,
+    "fastai `ActivationStats`": FastaiStats,
+}
+
+
+# ---------------------------------------------------------------------------------------- times
+
+
+class Clock(Callback):
+    """Seconds by the clock and of the processor, from the end of the warm-up to the last batch."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        now = time.perf_counter(), time.process_time()
+        if trainer.global_step == WARM_UP:
+            self.begin = now
+        self.end, self.steps = now, trainer.global_step - WARM_UP
+
+    def seconds(self):
+        return [(end - begin) / self.steps for begin, end in zip(self.begin, self.end, strict=True)]
+
+
+def fit(make, size, callbacks, steps, *, batch_size=32, data=None, validate=False):
+    """Return seconds of the whole fit, and of a step: by the clock and of the processor."""
+    seed_everything(1, verbose=False)
+    data = digits(size) if data is None else data
+    module = Program(make())
+    with torch.no_grad():
+        module.net(data[:2][0])
+    clock = Clock()
+    quiet = ("enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    folder = tempfile.mkdtemp(dir=".")
+    trainer = Trainer(
+        max_steps=steps,
+        max_epochs=-1,
+        accelerator="cpu",
+        logger=TensorBoardLogger(folder),
+        callbacks=[*callbacks, clock],
+        **dict.fromkeys(quiet, False),
+    )
+    loaders = [DataLoader(data, batch_size, shuffle=True, drop_last=True)]
+    loaders += [DataLoader(data, 256)] if validate else []
+    begin = time.perf_counter(), time.process_time()
+    with contextlib.redirect_stdout(io.StringIO()):
+        trainer.fit(module, *loaders)
+    end = time.perf_counter(), time.process_time()
+    shutil.rmtree(folder)
+    return [late - early for early, late in zip(begin, end, strict=True)], clock.seconds()
+
+
+def turns(contestants, rounds):
+    """Return medians (clock, processor) by name; each round runs all of them."""
+    seen = {name: [] for name in contestants}
+    for number in range(rounds):
+        order = list(contestants) if number % 2 == 0 else list(contestants)[::-1]
+        for name in order:
+            seen[name].append(contestants[name]())
+    return {name: [statistics.median(v) for v in zip(*s, strict=True)] for name, s in seen.items()}
+
+
+def table(*rows):
+    first, *others = rows
+    for row in (first, ["---"] * len(first), *others):
+        print(f"| {' | '.join(row)} |", flush=True)
+    print()
+
+
+def whole_fits(arguments):
+    rows = [("whole fit", "steps", "plain, s", "with all monitors, s", "ratio", "processor")]
+    for name, (make, size) in PROGRAMS.items():
+        step = fit(make, size, [], 40)[1][1]
+        steps = max(100, int(arguments.seconds / step))
+        found = turns(
+            {
+                "plain": lambda m=make, s=size, n=steps: fit(m, s, [], n, validate=True)[0],
+                "ours": lambda m=make, s=size, n=steps: fit(
+                    m, s, monitors(DEFAULTS), n, validate=True
+                )[0],
+            },
+            arguments.rounds,
+        )
+        (plain, plain_cpu), (ours, ours_cpu) = found["plain"], found["ours"]
+        ratios = f"{ours / plain:.3f}x", f"{ours_cpu / plain_cpu:.3f}x"
+        rows.append((name, str(steps), f"{plain:.1f}", f"{ours:.1f}", *ratios))
+    table(*rows)
+
+
+def every_step(arguments):
+    entrants = {"monitors": lambda: monitors(EACH_STEP, every_n_steps=1)}
+    for name, make in PEERS.items():
+        try:
+            make()
+        except ImportError:
+            print(f"{name}: not installed\n")
+            continue
+        entrants[name] = lambda make=make: [make()]
+    for label, (make, size) in {
+        **PROGRAMS,
+        "perceptron of 10 layers": (lambda: blocks(10, 256, 64), 8),
+    }.items():
+        contestants = {
+            name: lambda made=made, m=make, s=size: fit(m, s, made(), arguments.steps)[1]
+            for name, made in {"plain": list, **entrants}.items()
+        }
+        found = turns(contestants, arguments.rounds)
+        plain, ours = found["plain"], found["monitors"]
+        rows = [(label, "a step, ms", "beyond plain, ms", ": monitors", "processor")]
+        for name, times in found.items():
+            beyond = [t - p for t, p in zip(times, plain, strict=True)]
+            ratios = [b / (o - p) for b, o, p in zip(beyond, ours, plain, strict=True)]
+            cells = [
+                f"{1e3 * times[0]:.2f}",
+                f"{1e3 * beyond[0]:.2f}",
+                *[f"{r:.1f}x" for r in ratios],
+            ]
+            rows.append((name, *(cells if name != "plain" else [cells[0], "", "", ""])))
+        table(*rows)
+
+
+def scaling(arguments, title, programs, unit):
+    rows = [(title, "plain step, ms", "beyond plain, ms", f"processor, {unit}")]
+    for name, (make, features, count) in programs.items():
+        data = TensorDataset(torch.randn(64, features), torch.randint(10, (64,)))
+        settings = {"data": data, "batch_size": 8}
+        found = turns(
+            {
+                "plain": lambda m=make, s=settings: fit(m, 0, [], 25, **s)[1],
+                "ours": lambda m=make, s=settings: fit(
+                    m, 0, monitors(EACH_STEP, every_n_steps=1), 25, **s
+                )[1],
+            },
+            arguments.rounds,
+        )
+        plain, ours = found["plain"], found["ours"]
+        beyond = [o - p for o, p in zip(ours, plain, strict=True)]
+        cells = f"{1e3 * plain[0]:.1f}", f"{1e3 * beyond[0]:.1f}", f"{1e9 * beyond[1] / count:.3g}"
+        rows.append((name, *cells))
+    table(*rows)
+
+
+def over_parameters(arguments):
+    programs = {}
+    for width in (350, 1765, 3950):
+        count = sum(w.numel() for w in blocks(9, width, 64).parameters())
+        make = lambda width=width: blocks(9, width, 64)  # noqa: E731
+        programs[f"{count / 1e6:.1f} M parameters, 9 layers"] = (make, 64, count)
+    scaling(arguments, "both monitors on every step", programs, "ns a parameter")
+
+
+def over_layers(arguments):
+    programs = {
+        f"{depth} layers of 32": (lambda depth=depth: blocks(depth, 32, 64), 64, 1e3 * depth)
+        for depth in (10, 100, 1000)
+    }
+    scaling(arguments, "both monitors on every step", programs, "µs a layer")
+
+
+PARTS = {
+    "fit": whole_fits,
+    "step": every_step,
+    "parameters": over_parameters,
+    "layers": over_layers,
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
+    parser.add_argument(
+        "--seconds", type=float, default=20, help="of the processor, for a plain fit"
+    )
+    parser.add_argument("--steps", type=int, default=60, help="of a fit with peers")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--path", default="", help="a folder where wandb lies")
+    arguments = parser.parse_args()
+    if arguments.path:
+        sys.path.append(arguments.path)
+    torch.set_num_threads(arguments.threads)
+    warnings.simplefilter("ignore")
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning_utilities"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    there = [name for name in DEFAULTS if hasattr(lightning_tuning, name)]
+    print(
+        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, threads:"
+        f" {arguments.threads}, torch {torch.__version__}; monitors: {', '.join(there)}\n"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        for part in arguments.parts:
+            PARTS[part](arguments)
+
+
+if __name__ == "__main__":
+    main()
