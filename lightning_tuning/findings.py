@@ -119,7 +119,8 @@ class Finding:
         evidence: The numbers themselves, as flat JSON scalars.
         hint: One next action.
         where: Path of the parameter or layer, if there is one.
-        step: The trainer's ``global_step`` when it was found.
+        step: The trainer's ``global_step`` when it was found; of monitors the step on the axis
+            of ``self.log``, which several optimizers don't stretch.
 
     Raises:
         ValueError: The code is not in :data:`CODES`, or the verdict is not one of the four.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +18,9 @@ _TARGET = -3.0
 _REACH = 3.0
 _MOST_LABELS = 60
 _LONGEST = 44
+_WIDTH = 10.0
+_LETTER = 0.062
+"""Inches that a letter of a name takes on average."""
 
 
 def plot_update_ratios(result: UpdateRatioResult) -> Figure:
@@ -53,11 +57,24 @@ def plot_update_ratios(result: UpdateRatioResult) -> Figure:
     shown = np.flatnonzero(~np.isnan(ratios).all(axis=0)) if ratios.size else np.arange(0)
     labels = min(len(shown), _MOST_LABELS)
     height = 2.6 + max(1.2, 0.17 * labels)
-    figure = Figure(figsize=(10, height), layout="constrained")
+    figure = Figure(figsize=(_WIDTH, height))
+    names = [f"{_shortened(result.names[i])}{_mark(result.kinds[i])}" for i in shown]
+    # room is kept by hand, since a layout that measures all texts takes twice as long to draw
+    left = 0.75 + _LETTER * max(map(len, names), default=0)
     map_axes, norm_axes = figure.subplots(
-        2, 1, sharex=True, height_ratios=(max(1.2, 0.17 * labels), 1.2)
+        2,
+        1,
+        sharex=True,
+        height_ratios=(max(1.2, 0.17 * labels), 1.2),
+        gridspec_kw={
+            "left": left / _WIDTH,
+            "right": 1 - 1.1 / _WIDTH,
+            "top": 1 - 0.35 / height,
+            "bottom": 0.5 / height,
+            "hspace": 0.4 / height,
+        },
     )
-    _draw_map(figure, map_axes, result, shown)
+    _draw_map(figure, map_axes, result, shown, names)
     _draw_gradients(norm_axes, result)
     return figure
 
@@ -67,6 +84,7 @@ def _draw_map(
     axes: Axes,
     result: UpdateRatioResult,
     shown: np.ndarray[tuple[int], np.dtype[np.int64]],
+    names: Sequence[str],
 ) -> None:
     from matplotlib import colormaps
 
@@ -84,12 +102,13 @@ def _draw_map(
         interpolation="nearest",
         extent=(*_limits(result.steps), max(len(shown), 1) - 0.5, -0.5),
     )
-    names = [f"{_shortened(result.names[i])}{_mark(result.kinds[i])}" for i in shown]
     # of very many only some have room for their name
     every = max(1, math.ceil(len(names) / _MOST_LABELS))
     axes.set_yticks(range(0, len(names), every), names[::every], fontsize="x-small")
     axes.set_title("Update ratio of each tensor: red moves much, blue little, white a thousandth")
-    bar = figure.colorbar(image, ax=axes, label="log10 of update / weight", extend="both")
+    box = axes.get_position()
+    beside = figure.add_axes((box.x1 + 0.02, box.y0, 0.02, box.height))
+    bar = figure.colorbar(image, cax=beside, label="log10 of update / weight", extend="both")
     bar.ax.axhline(_TARGET - 1, color="0.3", linewidth=0.8)
     bar.ax.axhline(_TARGET + 1, color="0.3", linewidth=0.8)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 _OF: weakref.WeakKeyDictionary[object, FitLosses] = weakref.WeakKeyDictionary()
 _HELD = 1000
-"""So many scalars wait on the device at most."""
+"""So many scalars are held one by one before they become a vector."""
 
 
 def fit_losses(trainer: Trainer) -> FitLosses:
@@ -32,14 +32,14 @@ def forget_losses(trainer: Trainer) -> None:
 class FitLosses:
     """What ``training_step`` returned, one number for each optimizer step.
 
-    Between transfers the scalars stay on the device: noting one starts no kernel there, but where
-    gradients are accumulated over batches.
+    Until somebody reads them the numbers stay on the device.
     """
 
     def __init__(self) -> None:
         self._host = array.array("d")
         self._steps = array.array("q")
-        self._device: list[Tensor] = []
+        self._vectors: list[Tensor] = []
+        self._scalars: list[Tensor] = []
         self._parts: list[Tensor] = []
         self._seen = -1
 
@@ -49,33 +49,44 @@ class FitLosses:
         if self._seen == loop.total_batch_idx:
             return
         self._seen = loop.total_batch_idx
-        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-        if not isinstance(loss, Tensor) or loss.numel() != 1:
-            return
-        self._parts.append(loss.detach())
         automatic = trainer.lightning_module.automatic_optimization
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        if isinstance(loss, Tensor) and loss.numel() == 1:
+            # a module may return the same buffer each time; Lightning has copied what it drives
+            self._parts.append(loss.detach() if automatic else loss.detach().clone())
         if automatic and loop._should_accumulate():
             return
-        # Lightning has divided each part by their number
         parts, self._parts = self._parts, []
-        self._device.append(parts[0] if len(parts) == 1 else torch.stack(parts).sum())
+        if not parts:
+            return
+        self._scalars.append(_mean(parts, divided_by=trainer.accumulate_grad_batches))
         self._steps.append(loop._batches_that_stepped)
-        if len(self._device) >= _HELD:
-            self._fetch(trainer)
+        if len(self._scalars) >= _HELD:
+            self._pack(trainer)
 
     def read(self, trainer: Trainer) -> tuple[Sequence[int], Sequence[float]]:
         """Return steps and losses so far, as means over ranks; all ranks must call it.
 
         One transfer to the host where there is something new.
         """
-        self._fetch(trainer)
+        self._pack(trainer)
+        if self._vectors:
+            values = torch.cat(self._vectors)
+            self._vectors = []
+            if trainer.world_size > 1:
+                values = trainer.strategy.reduce(values, reduce_op="mean")
+            self._host.extend(values.tolist())
         return self._steps, self._host
 
-    def _fetch(self, trainer: Trainer) -> None:
-        if not self._device:
-            return
-        values = torch.stack([loss.reshape(()).float() for loss in self._device])
-        self._device = []
-        if trainer.world_size > 1:
-            values = trainer.strategy.reduce(values, reduce_op="mean")
-        self._host.extend(values.tolist())
+    def _pack(self, trainer: Trainer) -> None:
+        if self._scalars:
+            device = trainer.strategy.root_device
+            scalars, self._scalars = self._scalars, []
+            self._vectors.append(torch.stack([s.reshape(()).float().to(device) for s in scalars]))
+
+
+def _mean(parts: list[Tensor], *, divided_by: int) -> Tensor:
+    """Return the mean over the batches of a step; the last group of an epoch may be smaller."""
+    if len(parts) == divided_by == 1:
+        return parts[0]
+    return torch.stack(parts).sum() * (divided_by / len(parts))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 from lightning.pytorch import Trainer
 
 from lightning_tuning._trainer.media_loggers import TensorBoard, sinks
-from lightning_tuning._trainer.report import run_folder
+from lightning_tuning._trainer.report import logged_step, run_folder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,7 +34,7 @@ def log_result(trainer: Trainer, check: str, result: PlottableResult) -> None:
     (folder / f"{check}.png").write_bytes(picture.getvalue())
     (folder / f"{check}.json").write_text(result.to_json())
     for sink in sinks(trainer):
-        tag, step = f"{check}/curve", trainer.global_step
+        tag, step = f"{check}/curve", logged_step(trainer)
         if not (isinstance(sink, TensorBoard) and sink.drawn(tag, picture.getvalue(), step)):
             sink.figure(tag, figure, step)
 

@@ -6,6 +6,8 @@ So the classes of ``pytorch_lightning`` and those of a person serve as well.
 from __future__ import annotations
 
 import dataclasses
+import io
+import math
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 
 Image = np.ndarray[Any, Any]
 _MOST_VALUES = 100_000
+_DOTS = 100
+_MOST_BINS = 512
+"""So many W&B takes; it raises where there are more."""
 
 
 class Sink(Protocol):
@@ -77,8 +82,11 @@ class TensorBoard:
         self.writer.add_image(tag, image, step, dataformats="HWC")
 
     def figure(self, tag: str, figure: Figure, step: int) -> None:
-        """As an image."""
-        self.writer.add_figure(tag, figure, step)
+        """As an image, in half the time that the writer's own drawing takes."""
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png", dpi=_DOTS)
+        if not self.drawn(tag, picture.getvalue(), step):
+            self.writer.add_figure(tag, figure, step)
 
     def drawn(self, tag: str, png: bytes, step: int) -> bool:
         """Write a figure that is drawn already, which takes long; False where that can't be."""
@@ -92,12 +100,11 @@ class WandB:
     logger: Any
 
     def histograms(self, histograms: Mapping[str, Histogram], step: int) -> None:
-        """In one call, with the bins as they are."""
+        """In one call, with the bins as they are, or neighbours as one where those are many."""
         wandb = sys.modules.get("wandb")
         if wandb is not None:
             values = {
-                tag: wandb.Histogram(np_histogram=(list(each.counts), list(each.edges)))
-                for tag, each in histograms.items()
+                tag: wandb.Histogram(np_histogram=_merged(each)) for tag, each in histograms.items()
             }
             self.logger.log_metrics(values, step)
 
@@ -108,6 +115,14 @@ class WandB:
     def figure(self, tag: str, figure: Figure, step: int) -> None:
         """As an image."""
         self.logger.log_image(tag, [figure], step)
+
+
+def _merged(histogram: Histogram) -> tuple[list[float], list[float]]:
+    """Return counts and edges of 512 bins at most."""
+    counts, edges = histogram.counts, histogram.edges
+    each = math.ceil(len(counts) / _MOST_BINS)
+    starts = range(0, len(counts), each)
+    return [sum(counts[i : i + each]) for i in starts], [*(edges[i] for i in starts), edges[-1]]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,7 +32,7 @@ def report(trainer: Trainer, findings: Sequence[Finding]) -> None:
     _add_to_file(folder / FINDINGS_FILE, findings)
     for experiment in experiments(trainer, "add_text"):
         check = findings[0].check
-        experiment.add_text(f"{check}/findings", as_markdown(findings), trainer.global_step)
+        experiment.add_text(f"{check}/findings", as_markdown(findings), logged_step(trainer))
 
 
 def run_folder(trainer: Trainer) -> pathlib.Path | None:
@@ -50,6 +50,14 @@ def run_folder(trainer: Trainer) -> pathlib.Path | None:
     path = pathlib.Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def logged_step(trainer: Trainer) -> int:
+    """Return the place on the axis of ``self.log``.
+
+    ``trainer.global_step`` is another one: it counts the steps of all optimizers.
+    """
+    return trainer.fit_loop.epoch_loop._batches_that_stepped
 
 
 def real_loggers(trainer: Trainer) -> list[Any]:

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from lightning_tuning._trainer.activations.activation_watch import ActivationWatch
 from lightning_tuning._trainer.fit_losses import forget_losses
+from lightning_tuning._trainer.last_words import last_words
 from lightning_tuning._trainer.monitor_log import tag_suffix
 from lightning_tuning._trainer.report import report
 from lightning_tuning.findings import Finding
@@ -155,7 +156,8 @@ class ActivationMonitor(Callback):
         if trainer.world_size > 1:
             self._leave()  # other ranks may not be here to answer
         else:
-            self._finish(trainer)
+            with last_words(self):
+                self._finish(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave nothing behind."""
@@ -167,10 +169,11 @@ class ActivationMonitor(Callback):
             return
         watch.remove()
         told = {finding.code for finding in self.findings}
-        findings, self.result = watch.finish()
+        self.findings, self.result = watch.finish()
         # what had to be known at once was shown then
-        report(trainer, [finding for finding in findings if finding.code not in told])
-        self.findings = findings
+        report(trainer, [finding for finding in self.findings if finding.code not in told])
+        if self.result is not None:
+            watch.draw(self.result)
 
     def _leave(self) -> None:
         watch, self._watch = self._watch, None

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_tuning._trainer.filters.filter_watch import FilterWatch
 from lightning_tuning._trainer.fit_losses import fit_losses, forget_losses
+from lightning_tuning._trainer.last_words import last_words
 from lightning_tuning._trainer.monitor_log import tag_suffix
 from lightning_tuning._trainer.report import report
 from lightning_tuning.findings import Finding
@@ -131,7 +132,8 @@ class FilterMonitor(Callback):
     ) -> None:
         """Show what is known so far."""
         if self._watch is not None:
-            self._settle(trainer, self._watch)
+            with last_words(self):
+                self._settle(trainer, self._watch)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let go of the module."""

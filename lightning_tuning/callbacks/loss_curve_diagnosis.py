@@ -9,8 +9,9 @@ from torch import Tensor
 
 from lightning_tuning._trainer.curves.curves import CurveRecorder
 from lightning_tuning._trainer.fit_losses import forget_losses
+from lightning_tuning._trainer.last_words import last_words
 from lightning_tuning._trainer.logger import log_result
-from lightning_tuning._trainer.report import report
+from lightning_tuning._trainer.report import logged_step, report
 from lightning_tuning._trainer.verdict import OnFail
 from lightning_tuning.findings import ChecksFailedError, Finding
 from lightning_tuning.functional import checks as arguments
@@ -71,6 +72,7 @@ class LossCurveDiagnosis(Callback):
         self.result: LossCurveResult | None = None
         self.findings: tuple[Finding, ...] = ()
         self._curves: Curves | None = None
+        self._unfinished: list[list[float]] = []
         self._recorder: CurveRecorder | None = None
 
     @property
@@ -81,7 +83,7 @@ class LossCurveDiagnosis(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget the fit before."""
         if stage == "fit":
-            self.result, self.findings, self._curves = None, (), None
+            self.result, self.findings, self._curves, self._unfinished = None, (), None, []
             forget_losses(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -92,6 +94,7 @@ class LossCurveDiagnosis(Callback):
             train_metric=self.train_metric,
             val_metric=self.val_metric,
             earlier=self._curves,
+            unfinished=self._unfinished,
         )
 
     def on_train_batch_start(
@@ -166,11 +169,14 @@ class LossCurveDiagnosis(Callback):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Say what is known so far; other ranks may be elsewhere, so nothing more is read."""
-        if self._recorder is None:
+        recorder = self._recorder
+        if recorder is None:
             return
-        if trainer.world_size == 1:
-            self._recorder.read()
-        self._finish(trainer, self._recorder.curves())
+        recorder.close()
+        with last_words(self):
+            if trainer.world_size == 1:
+                recorder.read()
+            self._finish(trainer, recorder.curves())
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let go of the trainer."""
@@ -183,11 +189,15 @@ class LossCurveDiagnosis(Callback):
         if self._recorder is not None:
             self._recorder.read()
             self._curves = self._recorder.curves()
-        return {} if self._curves is None else {"curves": self._curves.to_json()}
+            self._unfinished = self._recorder.record.unfinished
+        if self._curves is None:
+            return {}
+        return {"curves": self._curves.to_json(), "unfinished": self._unfinished}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remember the curves of a checkpoint."""
         self._curves = Curves.from_json(state_dict["curves"]) if "curves" in state_dict else None
+        self._unfinished = state_dict.get("unfinished", [])
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_recorder": None}
@@ -195,10 +205,10 @@ class LossCurveDiagnosis(Callback):
     def _finish(self, trainer: Trainer, curves: Curves) -> None:
         assert self._recorder is not None
         self._recorder.close()
+        self._curves, self._unfinished = curves, self._recorder.record.unfinished
         self._recorder = None
-        self._curves = curves
         told = self.findings
-        found = diagnose(curves, step=trainer.global_step)
+        found = diagnose(curves, step=logged_step(trainer))
         self.findings = (*told, *(f for f in found if f.code not in {t.code for t in told}))
         self.result = LossCurveResult(curves=curves, findings=self.findings)
         report(trainer, self.findings[len(told) :])

@@ -8,6 +8,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
+from lightning_tuning._trainer.fit_losses import forget_losses
+from lightning_tuning._trainer.last_words import last_words
 from lightning_tuning._trainer.update_ratio.update_record import UpdateRecord
 from lightning_tuning.findings import Finding
 from lightning_tuning.functional import checks as arguments
@@ -66,6 +68,7 @@ class UpdateRatioMonitor(Callback):
         """Forget the fit before."""
         if stage == "fit":
             self.result, self.findings, self._record = None, (), None
+            forget_losses(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Learn what there is to measure; all states are restored at this moment."""
@@ -107,7 +110,8 @@ class UpdateRatioMonitor(Callback):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Say what is known so far, and leave nothing behind."""
-        self._finish(interrupted=True)
+        with last_words(self):
+            self._finish(interrupted=True)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave nothing behind."""
@@ -118,6 +122,7 @@ class UpdateRatioMonitor(Callback):
         if record is not None:
             self.result, findings = record.finish(self.findings, interrupted=interrupted)
             self.findings += findings
+            record.show(findings, interrupted=interrupted)
 
 
 def _refuse_no_pattern(name: str, value: str | None) -> None:

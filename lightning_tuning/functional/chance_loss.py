@@ -89,7 +89,7 @@ def class_frequencies(calls: Sequence[LossCall]) -> Tensor:
         target = call.target
         if target.is_floating_point():
             other = [dim for dim in range(target.dim()) if dim != class_dim(call)]
-            counts += target.double().sum(other).cpu() if other else target.double().cpu()
+            counts += target.cpu().double().sum(other) if other else target.cpu().double()
         else:
             valid = target[(target >= 0) & (target < classes)]
             valid = valid[valid != call.options.get("ignore_index", -100)]
@@ -105,7 +105,7 @@ def _softmax_constants(calls: Sequence[LossCall]) -> tuple[Tensor, Tensor, str]:
     # the minimum of the weighted and smoothed loss over all constant predictions
     best = (1 - smoothing) * frequencies + smoothing / classes
     if weight is not None:
-        best = best * weight.double().cpu()
+        best = best * weight.cpu().double()
     # a class that did not occur in these batches has a small share nevertheless
     prior = (best / best.sum().clamp(min=1e-12)).clamp(min=1e-9).log()
     uniform = torch.full_like(prior, -math.log(classes))
@@ -145,7 +145,7 @@ def _mean_target(calls: Sequence[LossCall]) -> Tensor:
 
 def _together(calls: Sequence[LossCall]) -> Tensor:
     """Return the targets of all calls, shape (samples, ...), or (values,) if samples differ."""
-    targets = [call.target.double().cpu() for call in calls]
+    targets = [call.target.cpu().double() for call in calls]
     if len({target.shape[1:] for target in targets}) == 1 and targets[0].dim() > 0:
         return torch.cat(targets)
     return torch.cat([target.flatten() for target in targets])
@@ -161,7 +161,8 @@ def _mean_of_replays(calls: Sequence[LossCall], constant: Tensor) -> float:
             spread = constant.reshape(shape)
         else:
             spread = constant
-        losses.append(call.replay(spread.to(output).expand_as(output)).double().mean())
+        given = spread.to(output.dtype).to(output.device).expand_as(output)
+        losses.append(call.replay(given).cpu().double().mean())
     return float(torch.stack(losses).mean())
 
 

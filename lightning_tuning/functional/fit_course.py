@@ -22,6 +22,8 @@ class FitCourse:
         start: The loss at the start: the larger of the first one and the median of the first five,
             so that the drop of the very first steps counts as progress; but the first one where
             it grows threefold at once, which is none.
+        opening: The median of the first five, which no single batch decides.
+        early: The median of the second tenth, at least of five.
         end: The median of the last tenth, at least of five; infinite where most are not finite.
         peak: The highest median of three losses in a row.
         reason: Why progress can't be told; empty where it can.
@@ -36,6 +38,8 @@ class FitCourse:
 
     steps: int
     start: float
+    opening: float
+    early: float
     end: float
     peak: float
     reason: str
@@ -46,14 +50,39 @@ class FitCourse:
 
         Minus infinity where the loss is not finite at the end.
         """
-        if self.reason:
-            return math.nan
-        return (self.start - self.end) / self.start if math.isfinite(self.end) else -math.inf
+        return self._gone(self.start)
+
+    @property
+    def late(self) -> float:
+        """The share that is gone since the first tenth of the fit, told like :attr:`progress`."""
+        return self._gone(self.early)
 
     @property
     def trains_badly(self) -> bool:
         """Whether hardly anything was learnt."""
         return self.progress < 0.1
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether hardly anything was learnt after the first tenth of the fit."""
+        return self.late < 0.1
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the loss is not finite at the end."""
+        return self.progress == -math.inf
+
+    @property
+    def first_drop(self) -> float:
+        """:attr:`opening` over :attr:`early`; NaN where it can't be told."""
+        return self.opening / self.early if not self.reason and self.early > 0 else math.nan
+
+    def _gone(self, before: float) -> float:
+        if self.reason:
+            return math.nan
+        if not math.isfinite(self.end):
+            return -math.inf
+        return (before - self.end) / before if math.isfinite(before) and before > 0 else math.nan
 
 
 def fit_course(losses: Sequence[float], *, reason: str = "") -> FitCourse:
@@ -66,20 +95,31 @@ def fit_course(losses: Sequence[float], *, reason: str = "") -> FitCourse:
     values = np.asarray(losses, dtype=np.float64)
     if len(values) < _FEWEST:
         reason = reason or f"only {len(values)} optimizer steps have a loss"
+        none = math.nan
         return FitCourse(
-            steps=len(values), start=math.nan, end=math.nan, peak=math.nan, reason=reason
+            steps=len(values),
+            start=none,
+            opening=none,
+            early=none,
+            end=none,
+            peak=none,
+            reason=reason,
         )
     if not reason and bool((values < 0).any()):
         reason = "the loss is negative at times, so that nobody knows its floor"
-    first, early = float(values[0]), _median(values[:5])
-    start = first if early > _EXPLODES * first else max(first, early)
+    first, opening = float(values[0]), _median(values[:5])
+    start = first if opening > _EXPLODES * first else max(first, opening)
     if not reason and not (math.isfinite(start) and start > 0):
         reason = "the loss was zero or not finite from the start"
+    tenth = len(values) // 10
+    part = max(5, tenth)
     return FitCourse(
         steps=len(values),
         start=start,
-        end=_median(values[-max(5, len(values) // 10) :]),
-        peak=max(_median(values[i : i + 3]) for i in range(len(values) - 2)),
+        opening=opening,
+        early=_median(values[tenth : tenth + part]),
+        end=_median(values[-part:]),
+        peak=_peak(values),
         reason=reason,
     )
 
@@ -87,3 +127,8 @@ def fit_course(losses: Sequence[float], *, reason: str = "") -> FitCourse:
 def _median(values: npt.NDArray[np.float64]) -> float:
     """Return the median, with what is no number as infinity."""
     return float(np.median(np.where(np.isfinite(values), values, math.inf)))
+
+
+def _peak(values: npt.NDArray[np.float64]) -> float:
+    finite = np.where(np.isfinite(values), values, math.inf)
+    return float(np.median(np.lib.stride_tricks.sliding_window_view(finite, 3), axis=1).max())

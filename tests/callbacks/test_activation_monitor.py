@@ -3,6 +3,7 @@
 import json
 import math
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -135,6 +136,59 @@ def test_an_exception_in_a_measured_step_leaves_nothing_behind():
     assert len(monitor.findings) == 6
 
 
+def test_an_exception_reaches_the_person_and_other_callbacks_though_the_log_folder_broke(tmp_path):
+    def after(step, loss):
+        if step == 7:
+            folder = pathlib.Path(trainer.logger.log_dir)
+            shutil.rmtree(folder)
+            folder.write_text("a file where a folder was")
+            raise BreaksError
+        return loss
+
+    module, monitor = Net(after=after), ActivationMonitor(every_n_steps=10)
+    last, seen = Callback(), []
+    last.on_exception = lambda trainer, pl_module, exception: seen.append(type(exception))
+    trainer = Trainer(
+        accelerator="cpu",
+        logger=TensorBoardLogger(tmp_path, "run"),
+        max_epochs=5,
+        log_every_n_steps=1,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[monitor, last],
+    )
+    with (
+        pytest.warns(UserWarning, match="ActivationMonitor could not finish"),
+        pytest.raises(BreaksError),
+    ):
+        trainer.fit(module, loader())
+    assert seen == [BreaksError]
+    assert hooks(module) == 0
+    assert monitor.result.layers[0].steps == (0,)
+    assert len(monitor.findings) == 6
+
+
+@pytest.mark.parametrize("value", [torch.zeros(3), {"loss": torch.full((2,), math.nan)}, None])
+def test_a_manual_step_may_return_anything(value):
+    class Returns(Net):
+        def training_step(self, batch, batch_idx):
+            super().training_step(batch, batch_idx)
+            return value
+
+    monitor = ActivationMonitor(every_n_steps=1)
+    fit(Returns(manual=True), monitor, epochs=1)
+    assert len(monitor.result.layers[0].steps) == 6
+    assert codes(monitor) == []
+
+
+def test_double_precision():
+    monitor = ActivationMonitor(every_n_steps=1)
+    module = Net()
+    module.training_step = lambda batch, batch_idx: module.net(batch[0].double()).square().mean()
+    fit(module, monitor, epochs=1, precision="64-true")
+    assert min(monitor.result.weight_gradients[0].norm) > 0
+
+
 @pytest.mark.parametrize("settings", [{"manual": True}, {}])
 def test_gradients_of_weights_are_those_of_the_optimizer_step(settings):
     norms = []
@@ -175,12 +229,21 @@ def test_accumulation_and_clipping(settings):
     assert min(monitor.result.weight_gradients[0].norm) > 1e-3
 
 
-def test_lbfgs_counts_its_calls():
+def test_of_lbfgs_the_first_evaluation_of_a_step_is_measured():
     module = Net()
     module.configure_optimizers = lambda: torch.optim.LBFGS(module.parameters(), max_iter=3)
-    monitor = ActivationMonitor(every_n_steps=1)
-    fit(module, monitor, epochs=1)
+    deviations, monitor = [], ActivationMonitor(every_n_steps=1)
+
+    class First(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            deviations.append(float(pl_module.net[0](batch[0]).detach().std(correction=0)))
+
+    fit(module, First(), monitor, epochs=1)
+    layer = monitor.result.layers[0]
+    assert layer.std == pytest.approx(deviations, rel=1e-5)
+    assert len(layer.gradient_norm) == len(monitor.result.weight_gradients[0].norm) == 6
     assert not [f for f in monitor.findings if f.verdict in ("warn", "fail")]
+    assert any("L-BFGS" in f.message for f in monitor.findings)
 
 
 def codes(monitor):

@@ -2,21 +2,25 @@
 
 import copy
 import io
+import pathlib
+import shutil
 import warnings
 
 import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
 from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_tuning import FilterMonitor
+from lightning_tuning import FilterMonitor, UpdateRatioMonitor
 from lightning_tuning.functional.filters.filter_images import grid, smoothness
 from tests.processes import run_on_ranks
 from tests.toys import Classifier, loader
@@ -180,6 +184,41 @@ def test_a_compiled_module_is_shown():
     fit(net, monitor)
     assert monitor.result.layer == "first"
     assert "not known to be images" in monitor.findings[0].message.replace("aren't", "not")
+
+
+def test_a_compiled_method_is_compiled_once():
+    counter = CompileCounter()
+    net = Net(nn.Sequential(conv()))
+    net.quick = torch.compile(net.first.forward, backend=counter)
+    net.forward = lambda inputs: net.head(net.quick(inputs).flatten(1).relu())
+    monitor = FilterMonitor()
+    fit(net, monitor)
+    assert counter.frame_count == 1
+    assert monitor.result.layer == "first.0"
+
+
+@pytest.mark.parametrize("callback", [FilterMonitor, UpdateRatioMonitor])
+def test_the_error_of_the_fit_is_the_one_that_is_raised(callback, tmp_path):
+    """Also where the log folder is gone, and what comes later still saves its checkpoint."""
+
+    class Breaks(Callback):
+        def on_before_zero_grad(self, trainer, pl_module, optimizer):
+            if trainer.global_step == 3:
+                shutil.rmtree(logger.log_dir)
+                pathlib.Path(logger.log_dir).write_text("a file")
+                raise OSError("the error of the fit")
+
+    logger = TensorBoardLogger(tmp_path / "logs")
+    saving = ModelCheckpoint(tmp_path / "saved", save_on_exception=True)
+    monitor = callback(every_n_steps=1) if callback is UpdateRatioMonitor else callback()
+    settings = {"logger": logger, "enable_checkpointing": True}
+    with (
+        pytest.warns(UserWarning, match=f"{callback.__name__} could not finish"),
+        pytest.raises(OSError, match="the error of the fit"),
+    ):
+        fit(Net(), monitor, saving, Breaks(), **settings)
+    assert list((tmp_path / "saved").iterdir())
+    assert monitor.findings
 
 
 def test_where_there_is_no_picture_it_says_so():

@@ -1,6 +1,7 @@
 """Whole fits: what is said, shown, resumed, and left as it was."""
 
 import json
+import math
 import pathlib
 
 import pytest
@@ -119,3 +120,42 @@ def test_two_in_one_trainer_keep_their_own_state():
     assert "other" in second.result.curves.no_val
     keys = set(torch.load("saved.ckpt", weights_only=True)["callbacks"])
     assert {first.state_key, second.state_key} <= keys
+
+
+def test_a_resumed_fit_knows_that_the_loss_was_no_number_before():
+    fit(trainer_for(LossCurveDiagnosis(), SaveAfter(6)), Turns(4))
+    again = LossCurveDiagnosis()
+    fit(trainer_for(again), Turns(0), ckpt_path="saved.ckpt")
+    [finding] = [f for f in again.findings if f.code == "non_finite"]
+    assert finding.step == 4
+
+
+def test_chance_is_looked_for_again_where_the_checkpoint_does_not_know_it():
+    class Odd(Classifier):
+        def training_step(self, batch, batch_idx):
+            return self.loss(batch) + self.net[0].weight.norm()
+
+    fit(trainer_for(LossCurveDiagnosis(), SaveAfter(6)), Odd())
+    again = LossCurveDiagnosis()
+    fit(trainer_for(again), Classifier(), ckpt_path="saved.ckpt")
+    assert again.result.curves.chance == pytest.approx(math.log(3), rel=0.1)
+
+
+def test_the_exception_of_the_fit_is_not_replaced(monkeypatch):
+    def full(*_):
+        raise OSError("no space left on device")
+
+    class Breaks(Classifier):
+        def training_step(self, batch, batch_idx):
+            if self.global_step == 3:
+                raise ValueError("the program's own")
+            return super().training_step(batch, batch_idx)
+
+    monkeypatch.setattr("lightning_tuning.callbacks.loss_curve_diagnosis.report", full)
+    callback = LossCurveDiagnosis()
+    with (
+        pytest.raises(ValueError, match="the program's own"),
+        pytest.warns(UserWarning, match="could not finish after the exception: OSError: no space"),
+    ):
+        fit(trainer_for(callback), Breaks())
+    assert callback._recorder is None

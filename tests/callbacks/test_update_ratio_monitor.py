@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from lightning_tuning import UpdateRatioMonitor
+from lightning_tuning._trainer.fit_losses import fit_losses
 from tests.processes import run_on_ranks
 from tests.toys import Classifier, Manual, loader
 
@@ -203,6 +204,21 @@ def test_a_rate_far_off_is_named(optimizer, code):
     assert [f.code for f in monitor.findings if f.verdict == "warn"] == [code]
 
 
+class Lazy(Classifier):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.LazyLinear(8), nn.ReLU(), nn.LazyLinear(3))
+
+
+@pytest.mark.parametrize("include", [None, "weight"])
+def test_lazy_layers_are_followed_from_their_first_step(include):
+    monitor = UpdateRatioMonitor(1, include=include)
+    fit(Lazy(), monitor)
+    assert "net.0.weight" in monitor.result.names
+    assert monitor.result.steps[0] == 0
+    assert np.isfinite(monitor.result.log10_ratios).all()
+
+
 def test_include_takes_a_part():
     monitor = UpdateRatioMonitor(1, include=r"net\.2|bias")
     fit(Classifier(), monitor)
@@ -225,6 +241,69 @@ def test_nothing_is_left_behind_by_an_error():
     assert not optimizer._optimizer_step_post_hooks
     assert len(monitor.result.steps) == 4
     assert sorted(f.code for f in monitor.findings) == sorted(ALL)
+
+
+class LateSecond(Manual):
+    """The second optimizer steps on every fifth batch, the first one among them."""
+
+    def training_step(self, batch, batch_idx):
+        first, second = self.optimizers()
+        loss = self.loss(batch)
+        self.manual_backward(loss)
+        first.step()
+        if batch_idx % 5 == 0:
+            second.step()
+        self.zero_grad()
+
+
+def test_an_optimizer_that_rarely_steps_is_waited_for():
+    monitor, other = UpdateRatioMonitor(8), UpdateRatioMonitor(8, include=r"net\.2")
+    module = LateSecond()
+    fit(module, monitor, other, data=loader(160), max_epochs=1)
+    assert monitor.result.steps == (0, 7, 10, 15, 23, 25, 31, 35, 39)
+    ratios = np.array(monitor.result.log10_ratios)
+    late = [name.startswith("net.2") for name in monitor.result.names]
+    stepped = np.array(monitor.result.steps) % 5 == 0
+    assert (np.isfinite(ratios[:, late]).all(axis=1) == stepped).all()
+    assert np.isfinite(ratios[~stepped][:, ~np.array(late)]).all()
+    assert not any(o._optimizer_step_post_hooks for o in module.trainer.optimizers)
+
+
+def test_nobody_waits_for_ever():
+    class Looks(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            hooks.append([len(o._optimizer_step_post_hooks) for o in trainer.optimizers])
+
+    hooks = []
+    fit(Manual(every=1000), UpdateRatioMonitor(200), Looks(), data=loader(400), max_epochs=1)
+    assert hooks[1] == hooks[50] == [0, 1]
+    assert hooks[52] == hooks[99] == [0, 0]
+
+
+def test_clipping_under_several_evaluations_is_not_known():
+    monitor = UpdateRatioMonitor(1)
+    fit(Classifier(lbfgs), monitor)
+    assert np.isnan(monitor.result.before_clipping).all()
+    assert np.isfinite(monitor.result.after_clipping).all()
+
+
+def test_a_second_fit_is_judged_alone():
+    monitor = UpdateRatioMonitor(1)
+    trainer = fit(Classifier(), monitor)
+    trainer.fit_loop.max_epochs = 3
+    trainer.fit(Classifier(), loader(), loader(8))
+    assert len(fit_losses(trainer).read(trainer)[1]) == len(monitor.result.steps) == 6
+
+
+def test_findings_and_pictures_lie_on_the_axis_of_the_scalars(tmp_path):
+    logger, monitor = TensorBoardLogger(tmp_path), UpdateRatioMonitor(1)
+    trainer = fit(Manual(), monitor, logger=logger)
+    assert trainer.global_step == 24
+    assert {finding.step for finding in monitor.findings} == {12}
+    events = EventAccumulator(logger.log_dir).Reload()
+    [text] = events.Tensors("update_ratio_monitor/findings/text_summary")
+    assert text.step == 12
+    assert events.Images("update_ratio_map/all")[-1].step == 11
 
 
 def test_between_measured_steps_nothing_hangs_on_the_optimizer():

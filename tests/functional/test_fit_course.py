@@ -55,3 +55,35 @@ def test_what_can_not_be_told(losses, settings, why):
     assert why in course.reason
     assert math.isnan(course.progress)
     assert not course.trains_badly
+
+
+@pytest.mark.parametrize(
+    ("losses", "badly", "flat"),
+    [
+        ([2.3] * 100, True, True),
+        ([2.3 * 0.95**k for k in range(100)], False, False),
+        ([9.0] * 5 + [2.3] * 95, False, True),
+        ([2.3 + 0.3 * (k % 2) for k in range(100)], True, True),
+        ([2.3] * 50 + [math.nan] * 50, True, True),
+    ],
+)
+def test_what_is_learnt_after_the_first_tenth(losses, badly, flat):
+    for scale in (1.0, 1e3):
+        course = fit_course([scale * loss for loss in losses])
+        assert (course.trains_badly, course.is_flat) == (badly, flat)
+        assert course.diverged == (not math.isfinite(losses[-1]))
+
+
+def test_the_first_drop_is_the_opening_over_what_follows_the_first_tenth():
+    # one batch that is none of the others' kind is no opening
+    assert fit_course([40.0] + [2.0] * 99).first_drop == pytest.approx(1.0)
+    assert fit_course([40.0] * 3 + [2.0] * 97).first_drop == pytest.approx(20.0)
+    assert math.isnan(fit_course([1.0, -1.0] * 50).first_drop)
+    assert not fit_course([1.0, -1.0] * 50).is_flat
+
+
+def test_the_peak_is_of_three_losses_in_a_row():
+    losses = np.random.default_rng(0).random(200)
+    medians = [np.median(losses[i : i + 3]) for i in range(198)]
+    assert fit_course(list(losses)).peak == pytest.approx(max(medians))
+    assert fit_course([1.0, 9.0, *[1.0] * 20]).peak == 1.0

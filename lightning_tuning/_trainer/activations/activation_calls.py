@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_tuning._trainer.activations.activation_samples import Histograms
 from lightning_tuning._trainer.activations.one_transfer import OneTransfer
 from lightning_tuning._trainer.activations.silent_units import SilentUnits, window
+from lightning_tuning._trainer.activations.weight_gradients import WeightGradient
 from lightning_tuning.functional.activations.activation_stats import (
     Activation,
     loudness,
@@ -88,15 +89,6 @@ class Calls:
             self.input_norm, self.input_values = _norm(tensor), tensor.numel()
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class WeightGradient:
-    """A weight's gradient."""
-
-    name: str
-    norm: Tensor
-    sample: Tensor
-
-
 class StepTransfer:
     """Brings the calls of a step to the host.
 
@@ -138,7 +130,7 @@ class StepTransfer:
             )
             for calls in found
         ]
-        rows = [(w.name, transfer.put(w.norm), counted.put([w.sample])) for w in weights]
+        rows = [(w.name, transfer.put(w.norm), counted.put(_parts(w.sample))) for w in weights]
         counted.count()
         numbers = transfer.fetch()
 
@@ -174,11 +166,10 @@ class StepTransfer:
                 gradients=_unscaled(counted.read(gradients, numbers), factor),
             )
             result.append((calls, step))
-        grads = []
-        for name, norm, place in rows:
-            sampled = counted.read(place, numbers)
-            assert sampled is not None
-            grads.append(WeightStep(name=name, norm=numbers[norm][0], gradients=sampled))
+        grads = [
+            WeightStep(name=name, norm=numbers[norm][0], gradients=counted.read(place, numbers))
+            for name, norm, place in rows
+        ]
         return result, grads, number(loss_place, float("nan")), factor
 
     def _dead(self, found: Sequence[Calls], transfer: OneTransfer) -> dict[object, tuple[int, int]]:
@@ -207,16 +198,8 @@ class StepTransfer:
         return numbers[place][row] / calls.loud.numel()
 
 
-def weight_gradients(named: Sequence[tuple[str, Tensor]]) -> list[WeightGradient]:
-    """Measure gradients of weights."""
-    if not named:
-        return []
-    gradients = [gradient for _, gradient in named]
-    norms = torch._foreach_norm(gradients, 2, dtype=torch.float32)
-    return [
-        WeightGradient(name=name, norm=norm, sample=sample(gradient))
-        for (name, gradient), norm in zip(named, norms, strict=True)
-    ]
+def _parts(sampled: Tensor) -> list[Tensor]:
+    return [sampled] if sampled.numel() else []
 
 
 def _norm(tensor: Tensor) -> Tensor:

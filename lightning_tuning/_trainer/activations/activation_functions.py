@@ -69,16 +69,18 @@ class FunctionCalls(TorchFunctionMode):
             return value
         if not torch.is_grad_enabled() or torch.compiler.is_compiling():
             return value
-        if known == "softmax":
-            self._softmax(value, args, kwargs)
-        elif known is not None:
-            if isinstance(value, torch.Tensor):
-                self._function(known, value)
-        elif name in _PRODUCTS:
-            if self._raw:
-                self._product(name, value, args, kwargs)
-        elif isinstance(value, torch.Tensor):
-            self._attention(value, args, kwargs)
+        # what is measured here is none of the program's own calls, for other modes neither
+        with torch._C.DisableTorchFunction():
+            if known == "softmax":
+                self._softmax(value, args, kwargs)
+            elif known is not None:
+                if isinstance(value, torch.Tensor):
+                    self._function(known, value)
+            elif name in _PRODUCTS:
+                if self._raw:
+                    self._product(name, value, args, kwargs)
+            elif isinstance(value, torch.Tensor):
+                self._attention(value, args, kwargs)
         return value
 
     def _product(

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.utils.hooks import RemovableHandle
 
-from lightning_tuning._trainer.activations.activation_calls import (
-    Calls,
-    WeightGradient,
-    weight_gradients,
-)
+from lightning_tuning._trainer.activations.activation_calls import Calls
 from lightning_tuning._trainer.activations.activation_functions import FunctionCalls
-from lightning_tuning._trainer.activations.activation_layers import Choice, Layer, first_tensor
+from lightning_tuning._trainer.activations.activation_layers import (
+    Choice,
+    Layer,
+    first_in_graph,
+    first_tensor,
+)
+from lightning_tuning._trainer.activations.weight_gradients import WeightGradients
+from lightning_tuning._trainer.fast_paths import FastPaths
 from lightning_tuning._trainer.shards import local_part
 from lightning_tuning.functional.activations.activation_stats import ACTIVATIONS, Activation
 
@@ -29,7 +30,8 @@ class ActivationRecorder:
 
     Modules are seen by hooks that are there on measured steps alone, activation functions and raw
     weights in them by a mode that sees torch's functions. Modules inside a compiled one have hooks
-    all the time, which are part of the graph and, on measured steps, hand out references.
+    all the time, which are part of the graph and, on measured steps, hand out references. Nothing
+    looks at what may take a fast path, see :class:`FastPaths`.
 
     Args:
         module: The program's module.
@@ -38,27 +40,27 @@ class ActivationRecorder:
 
     Attributes:
         calls: What was seen since :meth:`begin`, by layer and place, in the order of first calls.
-        weights: Gradients of weights, by name.
+        weights: Gradients of weights.
         has_graph: Whether a part of the program is compiled.
         inputs: Whether first inputs are measured.
     """
 
     def __init__(self, module: nn.Module, choice: Choice, *, gradients: bool) -> None:
         self.calls: dict[tuple[str, str], Calls] = {}
-        self.weights: dict[str, WeightGradient] = {}
         self.inputs = False
         self._choice = choice
         self._gradients = gradients
         self._layers = choice.layers(module)
+        self._fast = FastPaths(module)
         self._raw = choice.raw_weights(module, self._layers)
         self.has_graph = any(layer.compiled for layer in self._layers)
-        self._weights = [
+        own = [
             (name, parameter)
             for layer in self._layers
             if layer.measured
             for name, parameter in layer.weights()
-        ] + list(self._raw.values())
-        self._sharded = {name for name, p in self._weights if isinstance(p, DTensor)}
+        ]
+        self.weights = WeightGradients([*own, *self._raw.values()])
         self._hooks: list[RemovableHandle] = []
         self._in_graph: list[RemovableHandle] = []
         self._mode: FunctionCalls | None = None
@@ -68,25 +70,34 @@ class ActivationRecorder:
         self._place = ""
         self._channels_first: bool | None = None
 
+    def close(self) -> None:
+        """Measure no more of this step: what follows is not the program at its present weights.
+
+        L-BFGS, for one, evaluates its closure again at weights that it has moved.
+        """
+        self._on = False
+
     def put_into_graphs(self) -> None:
         """Put hooks into compiled modules; before a graph exists."""
         for layer in self._layers:
-            if layer.compiled:
+            # these hooks are there in validation too, where a fast path would be left
+            if layer.compiled and id(layer.module) not in self._fast.parts:
                 hook = self._graph_hook(layer)
                 self._in_graph.append(layer.module.register_forward_hook(hook))
 
     def begin(self) -> None:
         """Look from now on."""
-        self.calls, self.weights = {}, {}
+        self.calls, self.weights.found = {}, {}
         self._place, self._channels_first, self._in_module = "", None, False
         self._on = True
+        fast = self._fast.taken_by()
         for layer in self._layers:
-            if layer.compiled:
+            if layer.compiled or id(layer.module) in fast:
                 continue
             if layer.measured and layer.activation is not None:
                 self._hooks.append(layer.module.register_forward_pre_hook(self._entering()))
             self._hooks.append(layer.module.register_forward_hook(self._hook(layer)))
-        if not self.has_graph:
+        if not self.has_graph and not fast:
             self._mode = FunctionCalls(self._function, self._raw_layer, self._raw)
             self._mode.__enter__()  # type: ignore[no-untyped-call]
 
@@ -106,34 +117,18 @@ class ActivationRecorder:
     def remove(self) -> None:
         """Leave nothing behind."""
         self.end()
-        self.calls, self.weights = {}, {}
+        self.calls, self.weights.found = {}, {}
         for hook in self._in_graph:
             hook.remove()
         self._in_graph = []
 
-    @torch.no_grad()
     def read_weight_gradients(
         self, parameters: Sequence[nn.Parameter], scale: Tensor | None = None
     ) -> None:
         """Measure gradients of those weights that an optimizer is about to change."""
-        own = {id(parameter) for parameter in parameters}
-        named = [
-            (name, _values(parameter.grad))
-            for name, parameter in self._weights
-            if id(parameter) in own and parameter.grad is not None and parameter.grad.numel()
-        ]
-        if scale is not None:
-            named = [(name, gradient / scale) for name, gradient in named]
-        self.weights.update({found.name: found for found in weight_gradients(named)})
-
-    def add_up_shards(self, reduce: Callable[..., Any]) -> None:
-        """Make norms of sharded gradients those of the whole; all ranks must call it."""
-        sharded = [name for name in self.weights if name in self._sharded]
-        if not sharded:
-            return
-        squares = torch.stack([self.weights[name].norm.square() for name in sharded])
-        for name, square in zip(sharded, reduce(squares, reduce_op="sum"), strict=True):
-            self.weights[name] = dataclasses.replace(self.weights[name], norm=square.sqrt())
+        if self._on:
+            with torch._C.DisableTorchFunction():
+                self.weights.read(parameters, scale)
 
     # A hook is a plain function that closes over this object: copies of a module in the middle of
     # a step then share it instead of copying it.
@@ -152,7 +147,7 @@ class ActivationRecorder:
                 return
             if is_activation:
                 self._in_module = False
-            if torch.is_grad_enabled():
+            if self._on and torch.is_grad_enabled():
                 # what is measured here is none of the program's own calls
                 with torch._C.DisableTorchFunction():
                     self._see(layer, args, output)
@@ -162,8 +157,9 @@ class ActivationRecorder:
     def _graph_hook(self, layer: Layer) -> Callable[..., None]:
         def hook(_: nn.Module, _args: Any, output: Any) -> None:
             if self._on and torch.is_grad_enabled():
-                value = output if isinstance(output, torch.Tensor) else output[0]
-                self._handed_out.append((layer, value.detach()))
+                value = first_in_graph(output)
+                if value is not None:
+                    self._handed_out.append((layer, value.detach()))
 
         return hook
 
@@ -188,7 +184,7 @@ class ActivationRecorder:
 
     def _function(self, function: str, value: Tensor, *, rows: Sequence[Tensor] = ()) -> None:
         """See an activation function that is called outside of a module of its own."""
-        if self._in_module and not rows:
+        if not self._on or (self._in_module and not rows):
             return
         name = f"{self._place}.{function}" if self._place else function
         if not self._choice.wants_function(name, function) or not _can_be_measured(value):
@@ -203,7 +199,7 @@ class ActivationRecorder:
 
     def _raw_layer(self, name: str, value: Tensor, *, channels_first: bool) -> None:
         """See a layer that a program makes of a weight by hand."""
-        if not _can_be_measured(value):
+        if not self._on or not _can_be_measured(value):
             return
         path = name.removesuffix(".weight")
         calls = self._calls((path, ""), "weight", None)
@@ -225,7 +221,8 @@ class ActivationRecorder:
     def _measure(self, calls: Calls, tensor: Tensor) -> None:
         plain = local_part(tensor.detach())
         calls.output(plain, self._unit_dim(plain))
-        if self._gradients and tensor.requires_grad:
+        # a hook on a leaf, such as a weight that a module returns, would stay there for ever
+        if self._gradients and tensor.requires_grad and not tensor.is_leaf:
             tensor.register_hook(self._gradient_hook(calls))  # type: ignore[no-untyped-call]
 
     def _gradient_hook(self, calls: Calls) -> Callable[[Tensor], None]:
@@ -244,15 +241,9 @@ class ActivationRecorder:
 def _can_be_measured(tensor: Tensor) -> bool:
     return (
         tensor.is_floating_point()
-        and tensor.numel() > 0
+        and local_part(tensor).numel() > 0
         and tensor.layout is torch.strided
         and not tensor.is_meta
         # inside torch.func a tensor may stand for many
         and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
     )
-
-
-def _values(gradient: Tensor) -> Tensor:
-    # rows of a sparse gradient as they came: adding up those of one index would wait for a GPU
-    plain = gradient._values() if gradient.is_sparse else local_part(gradient)
-    return plain.detach()

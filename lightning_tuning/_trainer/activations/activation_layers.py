@@ -6,9 +6,9 @@ import dataclasses
 import fnmatch
 from collections.abc import Iterator, Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
 
+from lightning_tuning._trainer.compiled import compiled_parts, is_wrapper
 from lightning_tuning.functional.activations.activation_stats import ACTIVATIONS, Activation
 
 _FUNCTIONS: tuple[tuple[type[nn.Module], str], ...] = (
@@ -98,10 +98,10 @@ class Choice:
         Raises:
             ValueError: A pattern names neither a module, nor a type, nor an activation function.
         """
-        compiled = _compiled(module)
+        compiled = compiled_parts(module)
         found = []
         for path, part in module.named_modules():
-            if not path or _is_wrapper(part):
+            if not path or is_wrapper(part):
                 continue
             kind, name = _kind(part), _clean(path)
             measured = self._wants(name, part, kind)
@@ -165,6 +165,7 @@ def first_tensor(output: object) -> Tensor | None:
     """Return the first floating-point tensor of what a module returned.
 
     Example:
+        >>> import torch
         >>> first_tensor({"ids": torch.tensor([1]), "hidden": (torch.ones(2), None)})
         tensor([1., 1.])
     """
@@ -179,6 +180,15 @@ def first_tensor(output: object) -> Tensor | None:
     else:
         return None
     return next((t for part in parts if (t := first_tensor(part)) is not None), None)
+
+
+def first_in_graph(output: object) -> Tensor | None:
+    """As :func:`first_tensor`, in a form that torch 2.7 can put into a graph."""
+    parts = output if isinstance(output, (tuple, list)) else [output]
+    for part in output.values() if isinstance(output, dict) else parts:
+        if isinstance(part, Tensor) and part.is_floating_point():
+            return part
+    return None
 
 
 def _matches(name: str, part: nn.Module, pattern: str) -> bool:
@@ -201,40 +211,5 @@ def _is_weight(parameter: nn.Parameter) -> bool:
     return parameter.dim() > 1 and parameter.is_floating_point()
 
 
-def _is_wrapper(part: nn.Module) -> bool:
-    return isinstance(part, torch._dynamo.OptimizedModule) if _dynamo_is_there() else False
-
-
 def _clean(path: str) -> str:
     return path.replace("_orig_mod.", "").replace("._orig_mod", "")
-
-
-def _dynamo_is_there() -> bool:
-    import sys
-
-    return "torch._dynamo" in sys.modules
-
-
-def _compiled(module: nn.Module) -> set[int]:
-    """Return the modules that lie in a compiled one, by identity."""
-    if not _dynamo_is_there():
-        return set()
-    whole = getattr(module, "_compiler_ctx", None) is not None
-    roots = [
-        part
-        for part in module.modules()
-        if (part is module and whole)
-        or _is_wrapper(part)
-        or getattr(part, "_compiled_call_impl", None) is not None
-        or _has_compiled_method(part)
-    ]
-    return {id(part) for root in roots for part in root.modules()}
-
-
-def _has_compiled_method(part: nn.Module) -> bool:
-    return any(
-        hasattr(value, "_torchdynamo_orig_callable")
-        for holder in (vars(part), *map(vars, type(part).__mro__))
-        for value in holder.values()
-        if callable(value)
-    )

@@ -16,10 +16,11 @@ from lightning_tuning._trainer.activations.activation_calls import StepTransfer,
 from lightning_tuning._trainer.activations.activation_hooks import ActivationRecorder
 from lightning_tuning._trainer.activations.activation_layers import Choice
 from lightning_tuning._trainer.activations.activation_writing import ActivationWriter
+from lightning_tuning._trainer.activations.broken_weights import broken_weights
 from lightning_tuning._trainer.cadence import Cadence
+from lightning_tuning._trainer.fit_gate import course_of
 from lightning_tuning._trainer.fit_losses import fit_losses
-from lightning_tuning._trainer.report import report
-from lightning_tuning._trainer.shards import local_part
+from lightning_tuning._trainer.report import logged_step, report
 from lightning_tuning.findings import Finding
 from lightning_tuning.functional.activations.activation_evidence import ActivationEvidence
 from lightning_tuning.functional.activations.activation_non_finite import (
@@ -34,7 +35,6 @@ from lightning_tuning.functional.activations.activation_result import (
 )
 from lightning_tuning.functional.activations.activation_rules import judge
 from lightning_tuning.functional.activations.activation_step import ActivationStep
-from lightning_tuning.functional.fit_state import fit_state
 
 
 class ActivationWatch:
@@ -98,8 +98,10 @@ class ActivationWatch:
 
     def before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Take the gradients of weights; they are unscaled and not clipped yet."""
-        if self._measuring and self._gradients and self._module.automatic_optimization:
-            self._read(optimizer)
+        if self._measuring and self._module.automatic_optimization:
+            if self._gradients:
+                self._read(optimizer)
+            self._recorder.close()
 
     def before_backward(self) -> None:
         """Remember what the loss is multiplied by."""
@@ -114,12 +116,13 @@ class ActivationWatch:
             return ()
         self._stop()
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-        step = self._measured(loss if isinstance(loss, torch.Tensor) else None)
+        if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+            loss = None  # a module that steps its optimizers by hand may return anything
+        step = self._measured(loss)
         self._record.add(step)
         self._writer.write(self._trainer, step)
-        if loss is None or math.isfinite(step.loss):
-            return ()
-        return self._not_finite(step)
+        rank = self._first_rank(where=loss is not None and not math.isfinite(step.loss))
+        return () if rank is None else self._not_finite(step, rank)
 
     def after_validation(self) -> None:
         """Draw, where there is time for it."""
@@ -133,18 +136,23 @@ class ActivationWatch:
             return (), None
         self._done = True
         result = self._record.result()
+        if self._trainer.world_size > 1:
+            # ranks see other examples, and must say the same
+            result = self._trainer.strategy.broadcast(result)
         steps, losses = fit_losses(self._trainer).read(self._trainer)
-        state = fit_state(losses, comparable=len(self._trainer.optimizers) == 1)
         evidence = ActivationEvidence(
             result=result,
-            state=state,
-            step=self._trainer.global_step,
+            course=course_of(self._trainer),
+            step=logged_step(self._trainer),
             gradients=self._gradients,
             compiled=self._recorder.has_graph,
         )
         last = non_finite_at_end(self._said, steps, losses)
-        self._writer.draw(self._trainer, result)
         return (*last, *judge(evidence)), result
+
+    def draw(self, result: ActivationResult) -> None:
+        """Write the result and draw it; all ranks must call it."""
+        self._writer.draw(self._trainer, result)
 
     def remove(self) -> None:
         """Leave no hook behind."""
@@ -172,28 +180,35 @@ class ActivationWatch:
     def _measured(self, loss: Tensor | None) -> ActivationStep:
         assert self._cadence is not None
         recorder = self._recorder
-        recorder.add_up_shards(self._trainer.strategy.reduce)
+        recorder.weights.add_up_shards(self._trainer.strategy.reduce)
         layers, weights, value, factor = self._transfer.run(
             recorder.calls.values(),
-            recorder.weights.values(),
+            recorder.weights.found.values(),
             scale=self._scale,
             loss=loss,
         )
         names = display_names(recorder.calls)
-        recorder.calls, recorder.weights = {}, {}
-        step = ActivationStep(
+        recorder.calls, recorder.weights.found = {}, {}
+        return ActivationStep(
             step=self._cadence.step,
             layers=tuple(layer.renamed(names[calls.key]) for calls, layer in layers),
             weights=tuple(weights),
             loss=value,
             scale=factor,
         )
-        if self._trainer.world_size > 1:
-            # ranks see other examples, and must say the same
-            step = self._trainer.strategy.broadcast(step)
-        return step
 
-    def _not_finite(self, step: ActivationStep) -> tuple[Finding, ...]:
+    def _first_rank(self, *, where: bool) -> int | None:
+        """Return the first rank for which something is so; all ranks must call it."""
+        trainer = self._trainer
+        if trainer.world_size == 1:
+            return 0 if where else None
+        ranks = torch.zeros(trainer.world_size, device=trainer.strategy.root_device)
+        ranks[trainer.global_rank] = float(where)
+        told = trainer.strategy.reduce(ranks, reduce_op="sum").tolist()
+        return next((rank for rank, is_so in enumerate(told) if is_so), None)
+
+    def _not_finite(self, step: ActivationStep, rank: int) -> tuple[Finding, ...]:
+        """Say it once, as the rank sees it on which it happened; all ranks must call it."""
         if self._said is not None or self._record is None:
             return ()
         steps, losses = fit_losses(self._trainer).read(self._trainer)
@@ -205,28 +220,13 @@ class ActivationWatch:
             broken=broken_weights(self._trainer, self._module),
         )
         found = non_finite(evidence)
+        if self._trainer.world_size > 1:
+            found = self._trainer.strategy.broadcast(found, src=rank)
         if found is None:
             return ()
         self._said = found
         report(self._trainer, (found,))
         return (found,)
-
-
-@torch.no_grad()
-def broken_weights(trainer: Trainer, module: LightningModule) -> tuple[str, ...]:
-    """Return the names of weights that are not finite; all ranks must call it.
-
-    It waits for the device, and is asked only once the loss is not finite.
-    """
-    named = [(name, p) for name, p in module.named_parameters() if p.is_floating_point()]
-    if not named:
-        return ()
-    norms = torch._foreach_norm([local_part(p.detach()) for _, p in named], 2)
-    values = torch.stack([norm.float().cpu() for norm in norms]).to(module.device)
-    if trainer.world_size > 1:
-        values = trainer.strategy.reduce(values, reduce_op="sum")
-    finite = values.isfinite().tolist()
-    return tuple(name for (name, _), is_so in zip(named, finite, strict=True) if not is_so)
 
 
 def _scale(trainer: Trainer) -> Tensor | None:

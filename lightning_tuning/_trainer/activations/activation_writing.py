@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from lightning.pytorch import Trainer
 
 from lightning_tuning._trainer.drawing_pace import DrawingPace
@@ -11,10 +13,11 @@ from lightning_tuning._trainer.monitor_log import (
     chart,
     log_figure,
     log_histograms,
+    log_image,
     log_scalars,
     takes_figures,
 )
-from lightning_tuning._trainer.report import real_loggers, run_folder
+from lightning_tuning._trainer.report import logged_step, real_loggers, run_folder
 from lightning_tuning.functional.activations.activation_non_finite import CHECK
 from lightning_tuning.functional.activations.activation_result import (
     ActivationRecord,
@@ -22,6 +25,9 @@ from lightning_tuning.functional.activations.activation_result import (
 )
 from lightning_tuning.functional.activations.activation_step import ActivationStep, Sampled
 from lightning_tuning.functional.histogram import Histogram
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _BY_LAYER = {
     "activation_mean": "mean",
@@ -83,18 +89,32 @@ class ActivationWriter:
         if trainer.is_global_zero and takes_figures(trainer) and self._pace.allows():
             with self._pace.spending():
                 figure = record.result().plot()
-                log_figure(trainer, f"{self._tag}/layers", figure, trainer.global_step)
+                log_figure(trainer, f"{self._tag}/layers", figure, logged_step(trainer))
 
     def draw(self, trainer: Trainer, result: ActivationResult) -> None:
         """Draw the whole fit; all ranks must call it."""
+        from matplotlib.image import imsave
+
         folder = run_folder(trainer)
         if folder is None or not result.layers:
             return
         (folder / f"{self._tag}.json").write_text(result.to_json())
-        figure = result.plot()
-        figure.savefig(folder / f"{self._tag}.png", dpi=120)
-        log_figure(trainer, f"{self._tag}/layers", figure, trainer.global_step)
+        image = _pixels(result.plot())
+        imsave(folder / f"{self._tag}.png", image)
+        if takes_figures(trainer):
+            log_image(trainer, f"{self._tag}/layers", image, logged_step(trainer))
 
     @property
     def _tag(self) -> str:
         return f"{CHECK}{self._suffix}"
+
+
+def _pixels(figure: Figure) -> np.ndarray[Any, Any]:
+    """Render a figure once, for the file and for all loggers."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure.set_dpi(120)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # type: ignore[no-untyped-call]
+    pixels = canvas.buffer_rgba()  # type: ignore[no-untyped-call]
+    return np.ascontiguousarray(np.asarray(pixels)[..., :3])

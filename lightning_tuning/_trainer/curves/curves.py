@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from lightning_tuning._trainer.cadence import Cadence
-from lightning_tuning._trainer.curves.curve_chance import FirstCalls, dropout_of
+from lightning_tuning._trainer.curves.curve_chance import FirstCalls, dropout_of, regularization
 from lightning_tuning._trainer.curves.curve_values import (
+    accumulated,
     direction,
+    examples_in_a_step,
     known_directions,
+    largest_rate,
+    mean_over_ranks,
     on_host,
+    the_loss,
     validation_values,
 )
 from lightning_tuning._trainer.fit_losses import fit_losses
 from lightning_tuning.functional.curves.curve_record import CurveRecord
 from lightning_tuning.functional.curves.loss_curves import Curve, Curves
-
-_AVERAGING = ("EMA", "WeightAveraging")
 
 
 class CurveRecorder:
@@ -33,6 +35,7 @@ class CurveRecorder:
         train_metric: A logged metric; None for what ``training_step`` returned.
         val_metric: A logged validation metric; None to look for the loss.
         earlier: What was recorded before an interruption.
+        unfinished: The steps of a point that was not complete then.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class CurveRecorder:
         train_metric: str | None,
         val_metric: str | None,
         earlier: Curves | None,
+        unfinished: Sequence[Sequence[float]] = (),
     ) -> None:
         self.trainer = trainer
         self._train_metric = train_metric
@@ -50,10 +54,10 @@ class CurveRecorder:
         self._cadence = Cadence(trainer, None)
         self._calls = FirstCalls(module)
         self._due = False
-        self._rate = 0.0
-        self._rates: dict[int, float] = {}
+        self._rate: float | Tensor = 0.0
+        self._rates: dict[int, float | Tensor] = {}
         self._taken = 0
-        self._logged: list[tuple[int, Tensor, float]] = []
+        self._logged: list[tuple[int, Tensor | None, float | Tensor]] = []
         self._names: set[str] = set()
         self._val: dict[str, list[tuple[int, float]]] = {}
         self._directions: dict[str, bool] = {}
@@ -65,22 +69,22 @@ class CurveRecorder:
         self._alike = False
         self._dropout = dropout_of(module)
         if earlier is not None:
-            self._go_on(earlier)
+            self._go_on(earlier, unfinished)
 
     # ------------------------------------------------------------------------------ as it comes
 
     def batch_start(self) -> None:
         """Note the learning rate that the batch trains with."""
         self._due = self._cadence.due()
-        self._rate = self._largest_rate()
+        self._rate = largest_rate(self.trainer.optimizers, before=self._rate, due=self._due)
         self._calls.begin_batch()
 
     def batch_end(self, outputs: Any) -> bool:
         """Note the loss; whether something was read from the device."""
-        self._calls.end_batch(outputs)
-        step = self._cadence.step
-        self._rates[step] = self._rate
-        if self._train_metric is not None and self._due:
+        self._calls.end_batch(outputs, accumulated(self.trainer))
+        if self._train_metric is None:
+            self._rates[self._cadence.step] = self._rate
+        elif self._due:
             self._note_logged(self._train_metric)
         fit_losses(self.trainer).note(self.trainer, outputs)
         if self._due:
@@ -92,7 +96,7 @@ class CurveRecorder:
         step = self._cadence.step - 1
         if not self._epoch_ends or step > self._epoch_ends[-1]:
             self._epoch_ends.append(step)
-        if self._train_metric is not None and not self._record.count and not self._logged:
+        if self._train_metric is not None and not self._record.count:
             self._note_logged(self._train_metric)
 
     def validation_batch_start(self) -> None:
@@ -126,24 +130,29 @@ class CurveRecorder:
 
     def read(self) -> None:
         """Bring what is new to the host; all ranks must call it."""
+        if self._calls.done:
+            self._settle()
         if self._train_metric is not None:
             logged, self._logged = self._logged, []
-            values = on_host([value for _, value, _ in logged])
-            self._record.extend([s for s, _, _ in logged], values, [r for _, _, r in logged])
+            values = mean_over_ranks(self.trainer, [value for _, value, _ in logged])
+            known = [place for place, value in enumerate(values) if value is not None]
+            self._record.extend(
+                [logged[place][0] for place in known],
+                [value for value in values if value is not None],
+                on_host([logged[place][2] for place in known]),
+            )
             return
         steps, losses = fit_losses(self.trainer).read(self.trainer)
         new = list(steps[self._taken :])
         self._taken = len(steps)
-        rates = [self._rates.get(step, self._rate) for step in new]
+        rates = on_host([self._rates.get(step, self._rate) for step in new])
         self._rates.clear()
         self._record.extend(new, list(losses[len(losses) - len(new) :]), rates)
 
     def curves(self) -> Curves:
         """Return what is known so far."""
         record, name = self._record, self._train_metric or "the training loss"
-        if not self._settled:
-            self._settled = self._calls.done
-            self._chance = self._calls.chance(_accumulated(self.trainer))
+        self._settle()
         self._alike = self._alike or self._calls.alike
         val, why = self._validation_loss()
         # a logged metric need not be the loss that was seen
@@ -163,12 +172,19 @@ class CurveRecorder:
             chance=chance[0],
             chance_high=chance[1],
             alike=self._alike,
-            regularized=self._regularization(),
-            batch_size=_batch_size(self.trainer),
+            regularized=regularization(self.trainer, dropout=self._dropout),
+            batch_size=examples_in_a_step(self.trainer),
             optimizers=len(self.trainer.optimizers),
             no_train="" if record.count else self._why_no_loss(),
             no_val=why,
         )
+
+    def _settle(self) -> None:
+        if not self._settled:
+            self._settled = self._calls.done
+            self._chance = self._calls.chance()
+        if self._calls.done:
+            self._calls.forget()
 
     def _curve(self, name: str) -> Curve:
         known = [(s, v) for s, v in self._val[name] if abs(v) < float("inf")]
@@ -186,13 +202,10 @@ class CurveRecorder:
                 return self._val_metric, ""
             told = ", ".join(map(repr, names)) or "nothing"
             return None, f"no validation logged {self._val_metric!r}; they logged {told}"
-        if not names:
-            return None, "no validation logged anything"
-        losses = ["val_loss"] if "val_loss" in names else [n for n in names if "loss" in n.lower()]
-        if len(losses) == 1:
-            return losses[0], ""
-        told = ", ".join(map(repr, losses or names))
-        return None, f"validation logs {told}: name the loss with val_metric="
+        before = self._earlier.val if self._earlier is not None else None
+        if before is not None and before.name in names:
+            return before.name, ""
+        return the_loss(names, self._calls.names if self._calls.alike else ())
 
     def _why_no_loss(self) -> str:
         if self._train_metric is None:
@@ -200,28 +213,15 @@ class CurveRecorder:
         told = ", ".join(map(repr, sorted(self._names))) or "nothing"
         return f"{self._train_metric!r} was not logged on the steps that are logged; {told} was"
 
-    def _regularization(self) -> str:
-        kinds = [type(callback).__name__ for callback in vars(self.trainer)["callbacks"]]
-        averaged = any(part in kind for kind in kinds for part in _AVERAGING)
-        if averaged and self._dropout:
-            return "dropout and the average of the weights"
-        return "dropout" if self._dropout else "the average of the weights" if averaged else ""
-
     def _note_logged(self, name: str) -> None:
         metrics: Mapping[str, Any] = self.trainer.callback_metrics
         self._names |= set(metrics)
         value = metrics.get(name)
-        if isinstance(value, Tensor) and value.numel() == 1:
-            self._logged.append((self._cadence.step, value.detach().clone(), self._rate))
+        known = value if isinstance(value, Tensor) and value.numel() == 1 else None
+        taken = None if known is None else known.detach().clone()
+        self._logged.append((self._cadence.step, taken, self._rate))
 
-    def _largest_rate(self) -> float:
-        found = [g["lr"] for o in self.trainer.optimizers for g in o.param_groups if "lr" in g]
-        waits = any(isinstance(rate, Tensor) and rate.device.type != "cpu" for rate in found)
-        if waits and not self._due:
-            return self._rate
-        return max(map(float, found), default=0.0)
-
-    def _go_on(self, earlier: Curves) -> None:
+    def _go_on(self, earlier: Curves, unfinished: Sequence[Sequence[float]]) -> None:
         train = earlier.train
         self._record = CurveRecord.of(
             train.steps,
@@ -230,8 +230,10 @@ class CurveRecorder:
             earlier.highs,
             width=earlier.width,
             count=earlier.steps,
+            unfinished=unfinished,
         )
         self._record.non_finite = earlier.non_finite
+        self._record.first_non_finite = earlier.first_non_finite
         for curve in (earlier.val, *earlier.metrics):
             if curve is not None:
                 self._val[curve.name] = list(zip(curve.steps, curve.values, strict=True))
@@ -240,18 +242,5 @@ class CurveRecorder:
         self._epoch_ends = list(earlier.epoch_ends)
         if earlier.chance is not None and earlier.chance_high is not None:
             self._chance = earlier.chance, earlier.chance_high
+            self._settled = True
         self._alike = earlier.alike
-        self._settled = True
-
-
-def _accumulated(trainer: Trainer) -> int:
-    automatic = trainer.lightning_module.automatic_optimization
-    return int(vars(trainer)["accumulate_grad_batches"]) if automatic else 1
-
-
-def _batch_size(trainer: Trainer) -> int | None:
-    loader = trainer.train_dataloader
-    size = getattr(loader, "batch_size", None) if isinstance(loader, DataLoader) else None
-    if isinstance(loader, DataLoader) and size is None:
-        size = getattr(loader.batch_sampler, "batch_size", None)
-    return size * _accumulated(trainer) * trainer.world_size if isinstance(size, int) else None

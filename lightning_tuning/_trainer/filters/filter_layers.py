@@ -15,6 +15,8 @@ from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
+from lightning_tuning._trainer.compiled import has_compiled_parts
+from lightning_tuning._trainer.fast_paths import FastPaths
 from lightning_tuning.functional.filters.filter_images import (
     Array,
     check_image_shape,
@@ -31,8 +33,8 @@ class LayerSearch:
     """Finds the first layer with filters that is called in a training step.
 
     Convolutions, and fully connected layers over an image, come before transposed convolutions,
-    which a generator begins with. Where hooks might enter a compiled graph, the module's order
-    stands for that of the calls.
+    which a generator begins with. Where hooks might enter a compiled graph, or would end the fast
+    path of torch's attention layers, the module's order stands for that of the calls.
 
     Args:
         module: The module.
@@ -61,9 +63,11 @@ class LayerSearch:
         }
         self._called: dict[str, Tensor | None] = {}
         self._handles: list[RemovableHandle] = []
-        if not any(_is_compiled(child) for child in module.modules()):
+        if not has_compiled_parts(module):
+            hidden = FastPaths(module).parts
             for path, layer in self._candidates.items():
-                self._handles.append(layer.register_forward_pre_hook(self._noting(path)))
+                if id(layer) not in hidden:
+                    self._handles.append(layer.register_forward_pre_hook(self._noting(path)))
         self.inputs: Tensor | None = None
         self.watching = True
 
@@ -171,7 +175,3 @@ def _weight_of(layer: nn.Module) -> Any:
 def _image_shapes(batch: object) -> list[tuple[int, ...]]:
     tensors = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
     return [tuple(t.shape[1:]) for t in tensors if t.ndim in (3, 4) and t.numel()]
-
-
-def _is_compiled(module: nn.Module) -> bool:
-    return type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None

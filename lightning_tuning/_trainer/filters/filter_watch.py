@@ -18,6 +18,7 @@ from lightning_tuning._trainer.filters.filter_layers import (
     check_layer,
     read_weight,
 )
+from lightning_tuning._trainer.fit_gate import why_the_loss_tells_nothing
 from lightning_tuning._trainer.fit_losses import fit_losses
 from lightning_tuning._trainer.monitor_log import log_image, log_scalars
 from lightning_tuning.functional.filters.filter_findings import FilterEvidence
@@ -125,15 +126,14 @@ class FilterWatch:
 
     def evidence(self) -> FilterEvidence:
         """Return what the rule judges."""
-        one_loss = self._module.automatic_optimization and len(self._trainer.optimizers) == 1
         return FilterEvidence(
             result=self.result,
             input_shape=self._input_shape,
             input_smoothness=self._input_smoothness,
             losses=self._losses,
-            loss_reason="" if one_loss else "with several optimizers the loss need not fall",
+            loss_reason=why_the_loss_tells_nothing(self._trainer),
             reason="" if self._layer is not None else _NO_LAYER,
-            step=self._trainer.global_step,
+            step=self._steps,
         )
 
     def _note_inputs(self, inputs: Tensor | None) -> None:
@@ -164,6 +164,8 @@ class FilterWatch:
         self._drawn = True
         tag = f"filters{self._suffix}/{self._name}"
         step = result.steps[-1]
+        if not self._trainer.is_global_zero:
+            return
         with self._pace.spending():
             log_image(self._trainer, tag, result.image(), step)
 

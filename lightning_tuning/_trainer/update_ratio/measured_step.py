@@ -117,6 +117,10 @@ class MeasuredStep:
         if scale is not None:
             self._gradients = [norm / scale.to(norm.device) for norm in self._gradients]
 
+    def gradients_again(self) -> None:
+        """Know that there were several evaluations, so that the first tells nothing of clipping."""
+        self._clipping_seen = False
+
     @torch.no_grad()
     def finish(self, found_inf: Tensor | None) -> None:
         """Compare the weights with what they were, in the optimizer's post-hook.
@@ -154,7 +158,8 @@ class MeasuredStep:
                 each of them.
         """
         measured = [*self._whole, *self._rows]
-        device = next((p.device for p, _ in self._held()), torch.device("cpu"))
+        # another part of the program may have set requires_grad to False since the step
+        device = next((p.device for p in [*self._driven, *measured]), torch.device("cpu"))
         found = stacked([*self._gradients, *self._compared], device)
         of = [*self._driven, *measured, *measured, *self._driven]
         if any(isinstance(parameter, DTensor) for parameter in of):

@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_tuning._trainer.cadence import Cadence
 from lightning_tuning._trainer.drawing_pace import DrawingPace
+from lightning_tuning._trainer.fit_gate import why_the_loss_tells_nothing
 from lightning_tuning._trainer.fit_losses import fit_losses
 from lightning_tuning._trainer.monitor_log import chart, log_figure, log_scalars, tag_suffix
 from lightning_tuning._trainer.report import real_loggers, report
@@ -26,6 +27,8 @@ from lightning_tuning.functional.update_ratio.update_history import (
 from lightning_tuning.functional.update_ratio.update_ratio import UpdateRatioResult, summary
 from lightning_tuning.functional.update_ratio.update_ratio_rules import update_findings
 
+_MOST_BATCHES = 50
+"""So long it is waited for an optimizer that a module drives itself, such as a GAN's second."""
 _BAND = {"target": -3.0, "band_low": -4.0, "band_high": -2.0}
 
 
@@ -60,19 +63,27 @@ class UpdateRecord:
         self._pace = DrawingPace()
         self._suffix = tag_suffix(trainer, owner)
         self._first_step = self._cadence.step
+        self._latest_due = self._first_step
+        self._due = False
         self._told_non_finite = False
         chart(trainer, self._layout())
 
     def begin_batch(self) -> None:
         """Watch this batch, if its step is to be measured."""
-        if self._cadence.due():
+        self._due = self._cadence.due()
+        if self._due:
+            self._latest_due = self._cadence.step
             self.updates.watch()
+        elif self.updates.watching and self._cadence.step - self._latest_due > _MOST_BATCHES:
+            self.updates.stop()
 
     def end_batch(self, outputs: object) -> tuple[Finding, ...]:
         """Log what was measured; return what must be said at once."""
         fit_losses(self._trainer).note(self._trainer, outputs)
         if not self.updates.watching:
             return ()
+        if self._due:
+            self.updates.tracked.note_fed()
         row = self.updates.collect(self._cadence.step)
         if row is None:
             return ()
@@ -105,14 +116,18 @@ class UpdateRecord:
         alone = interrupted and self._trainer.world_size > 1
         findings = update_findings(self._evidence(result, alone=alone))
         findings = tuple(f for f in findings if f.code not in {told_one.code for told_one in told})
-        if not alone:
-            report(self._trainer, findings)
-            if self._history.rows:
-                self._draw(result)
         return result, findings
 
+    def show(self, findings: Sequence[Finding], *, interrupted: bool) -> None:
+        """Report what :meth:`finish` gave, and draw it."""
+        if interrupted and self._trainer.world_size > 1:
+            return
+        report(self._trainer, findings)
+        if self._history.rows:
+            self._draw(self._result())
+
     def _draw(self, result: UpdateRatioResult) -> None:
-        if real_loggers(self._trainer):
+        if real_loggers(self._trainer) and self._trainer.is_global_zero:
             tag = f"update_ratio_map{self._suffix}/all"
             log_figure(self._trainer, tag, result.plot(), result.steps[-1])
 
@@ -121,13 +136,13 @@ class UpdateRecord:
         return self._history.result([t.name for t in known], [t.kind for t in known])
 
     def _evidence(self, result: UpdateRatioResult, *, alone: bool) -> UpdateEvidence:
-        known = self.updates.tracked.known
+        tracked, known = self.updates.tracked, self.updates.tracked.known
         losses: tuple[float, ...] = ()
         reason = "the fit was interrupted"
         if not alone:
             losses = tuple(fit_losses(self._trainer).read(self._trainer)[1])
-            several = len(self._trainer.optimizers) > 1
-            reason = "several optimizers may have opposed aims" if several else ""
+            reason = why_the_loss_tells_nothing(self._trainer)
+        reached = {place for row in self._history.rows for place in row.gradient_norms}
         return UpdateEvidence(
             result=result,
             course=fit_course(losses, reason=reason),
@@ -138,16 +153,17 @@ class UpdateRecord:
             weight_decays=tuple(t.weight_decay for t in known),
             trainable=tuple(t.trainable for t in known),
             shapes=tuple(t.shape for t in known),
-            left_out=self.updates.tracked.left_out(),
+            left_out=tracked.left_out(),
+            rest_fresh=tracked.rest_is_fresh(set(range(len(known))) - reached),
             steps=self._cadence.step - self._first_step,
-            at=self._trainer.global_step,
+            at=self._cadence.step,
         )
 
     def _urgent(self) -> tuple[Finding, ...]:
         if self._told_non_finite:
             return ()
         names = [t.name for t in self.updates.tracked.known]
-        findings = newly_non_finite(self._history.rows, names, at=self._trainer.global_step)
+        findings = newly_non_finite(self._history.rows, names, at=self._cadence.step)
         self._told_non_finite = bool(findings)
         report(self._trainer, findings)
         return findings

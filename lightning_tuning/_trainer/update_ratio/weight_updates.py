@@ -21,7 +21,8 @@ from lightning_tuning.functional.update_ratio.update_ratio import log10_ratio
 class WeightUpdates:
     """Watches all optimizers from :meth:`watch` to :meth:`collect`, and nothing in between.
 
-    The first step of each optimizer counts, if it makes several in a batch.
+    The first step of each optimizer counts, if it makes several in a batch. One that a module
+    drives itself and that makes none is waited for in the next batches, until :meth:`stop`.
 
     Args:
         trainer: A trainer in ``on_train_start``.
@@ -34,7 +35,7 @@ class WeightUpdates:
         self._trainer = trainer
         self._automatic = module.automatic_optimization
         self._steps: dict[Optimizer, MeasuredStep] = {}
-        self._hooks: list[Any] = []
+        self._hooks: dict[Optimizer, list[Any]] = {}
 
     @property
     def watching(self) -> bool:
@@ -49,9 +50,11 @@ class WeightUpdates:
             step = MeasuredStep(optimizer, wanted=self.tracked.wanted, by_row=self.tracked.by_row)
             self._steps[optimizer] = step
             after = functools.partial(self._after_step, step)
-            self._hooks.append(optimizer.register_step_post_hook(after))
             before = functools.partial(self._before_step, step)
-            self._hooks.append(optimizer.register_step_pre_hook(before))
+            self._hooks[optimizer] = [
+                optimizer.register_step_post_hook(after),
+                optimizer.register_step_pre_hook(before),
+            ]
 
     def before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Look at weights and gradients; in ``on_before_optimizer_step``.
@@ -59,7 +62,10 @@ class WeightUpdates:
         Optimizers that call their closure several times come here several times.
         """
         step = self._steps.get(optimizer)
-        if step is None or step.has_gradients:
+        if step is None:
+            return
+        if step.has_gradients:
+            step.gradients_again()
             return
         if not step.has_copies:
             step.copy_weights()
@@ -67,22 +73,22 @@ class WeightUpdates:
         step.read_gradients(before_clipping=self._automatic, scale=self._scale(optimizer))
 
     def collect(self, at: int) -> UpdateRow | None:
-        """End, and bring to the host what was found; None where no optimizer has stepped.
+        """Bring to the host what was found in a batch; None where no optimizer has stepped.
 
         All processes must call it where weights are spread over them.
 
         Args:
             at: The place of this batch on the loggers' axis.
         """
-        steps = list(self._steps.values())
-        self.stop()
-        vectors = [step.on_device(self._total) for step in steps if step.has_gradients]
+        steps = [self._steps.get(optimizer) for optimizer in self._trainer.optimizers]
+        self._wait_for_the_rest()
+        vectors = [step.on_device(self._total) for step in steps if step and step.has_gradients]
         if not vectors:
             return None
         values = torch.cat([vector.to(vectors[0].device) for vector in vectors]).tolist()
         done: list[OptimizerStep | None] = []
         for step in steps:
-            if step.has_gradients:
+            if step and step.has_gradients:
                 size = len(vectors.pop(0))
                 done.append(step.read(values[:size]))
                 del values[:size]
@@ -92,10 +98,19 @@ class WeightUpdates:
 
     def stop(self) -> None:
         """End, and forget what was found; also after an exception."""
-        for hook in self._hooks:
+        for optimizer in [*self._steps]:
+            self._let_go(optimizer)
+
+    def _wait_for_the_rest(self) -> None:
+        """Stay with optimizers that a module drives itself and has not in this batch."""
+        for optimizer, step in [*self._steps.items()]:
+            if self._automatic or step.has_copies or step.has_gradients:
+                self._let_go(optimizer)
+
+    def _let_go(self, optimizer: Optimizer) -> None:
+        del self._steps[optimizer]
+        for hook in self._hooks.pop(optimizer):
             hook.remove()
-        self._hooks.clear()
-        self._steps.clear()
 
     def _before_step(
         self,

@@ -20,8 +20,8 @@ def vanishing_gradients(evidence: ActivationEvidence) -> Symptom:
     if isinstance(slope, str):
         return Symptom(code=code, missing=slope)
     first, last, ratio, trend = slope
-    state = evidence.state
-    badly = state.stuck or (state.flat and state.fell < 0.3)
+    course = evidence.course
+    badly = course.trains_badly or (course.is_flat and course.progress < 0.3)
     return Symptom(
         code=code,
         said=f"The gradient's norm at {first} is {ratio:.1g} times that at {last}",
@@ -40,14 +40,14 @@ def exploding_gradients(evidence: ActivationEvidence) -> Symptom:
     if isinstance(slope, str):
         return Symptom(code=code, missing=slope)
     first, last, ratio, trend = slope
-    state = evidence.state
+    course = evidence.course
     return Symptom(
         code=code,
         said=f"The gradient's norm at {first} is {ratio:.1g} times that at {last}",
         hint="Start the weights smaller, clip gradients, or put normalisation between layers.",
         where=first,
         numbers={"ratio": ratio, "trend": trend},
-        is_there=ratio > STEEP and -trend > TREND and (state.stuck or state.diverged),
+        is_there=ratio > STEEP and -trend > TREND and course.trains_badly,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from lightning_tuning.functional.activations.activation_result import ActivationResult
-from lightning_tuning.functional.fit_state import FitState
+from lightning_tuning.functional.fit_course import FitCourse
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -14,15 +14,15 @@ class ActivationEvidence:
 
     Attributes:
         result: What was measured.
-        state: How the training loss went.
-        step: The trainer's ``global_step``.
+        course: How the training loss went.
+        step: The place on the axis of ``self.log``.
         gradients: Whether gradients were measured.
         compiled: Whether a part of the program is compiled, where gradients with respect to
             activations are not to be had.
     """
 
     result: ActivationResult
-    state: FitState
+    course: FitCourse
     step: int = 0
     gradients: bool = True
     compiled: bool = False

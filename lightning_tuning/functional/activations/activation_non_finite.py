@@ -131,7 +131,7 @@ def first_of_tail(steps: Sequence[int], losses: Sequence[float]) -> int:
         >>> first_of_tail([0, 1, 2, 3], [1.0, math.nan, 2.0, math.inf])
         3
     """
-    first = steps[-1]
+    first = steps[-1] if steps else 0
     for step, loss in zip(reversed(steps), reversed(losses), strict=True):
         if math.isfinite(loss):
             break

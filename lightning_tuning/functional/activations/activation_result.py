@@ -115,7 +115,7 @@ class ActivationResult:
 
     def to_json(self) -> str:
         """Return all of it as JSON; values that are not finite become null."""
-        return json.dumps(_plain(dataclasses.asdict(self)), allow_nan=False)
+        return json.dumps(_plain(self), allow_nan=False)
 
 
 class ActivationRecord:
@@ -133,7 +133,9 @@ class ActivationRecord:
         self._count = 0
 
     def add(self, step: ActivationStep) -> None:
-        """Take a step."""
+        """Take a step; histograms of weight gradients are for loggers alone, and are dropped."""
+        weights = tuple(dataclasses.replace(weight, gradients=None) for weight in step.weights)
+        step = dataclasses.replace(step, weights=weights)
         if self._count % self._stride == 0:
             self._kept.append(step)
         self._count += 1
@@ -215,8 +217,14 @@ def column_of(layers: Sequence[LayerStep], field: str) -> list[Sampled | None]:
 def _plain(value: object) -> object:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {name: _plain(part) for name, part in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(part) for part in value]
+    if isinstance(value, tuple):
+        # rows of counts are many, and hold nothing but integers
+        return value if value and type(value[0]) is int else [_plain(part) for part in value]
+    if dataclasses.is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in _fields(value)}
     return value
+
+
+def _fields(value: object) -> tuple[dataclasses.Field[object], ...]:
+    assert dataclasses.is_dataclass(value)
+    return dataclasses.fields(value)

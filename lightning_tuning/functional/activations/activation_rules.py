@@ -22,7 +22,7 @@ from lightning_tuning.functional.activations.activation_evidence import Activati
 from lightning_tuning.functional.activations.activation_non_finite import speak
 from lightning_tuning.functional.activations.activation_result import LayerHistory
 from lightning_tuning.functional.activations.activation_stats import ACTIVATIONS
-from lightning_tuning.functional.fit_state import FitState
+from lightning_tuning.functional.fit_course import FitCourse
 
 DEAD = 0.75
 SATURATED = 0.5
@@ -30,6 +30,7 @@ FULLY = 0.8
 LOUD = 10.0
 FAINT = 1e-3
 HOCKEY = 5.0
+UNFINISHED = 0.8
 
 
 def judge(evidence: ActivationEvidence) -> tuple[Finding, ...]:
@@ -41,8 +42,8 @@ def judge(evidence: ActivationEvidence) -> tuple[Finding, ...]:
         vanishing_gradients(evidence),
         exploding_gradients(evidence),
     )
-    state = evidence.state
-    loud = next((s for s in symptoms if s.is_there and (s.exact or state.known)), None)
+    course = evidence.course
+    loud = next((s for s in symptoms if s.is_there and (s.exact or not course.reason)), None)
     return tuple(_finding(symptom, evidence, guilty=symptom is loud) for symptom in symptoms)
 
 
@@ -60,8 +61,8 @@ def dead_relu(evidence: ActivationEvidence) -> Symptom:
         return Symptom(code=code, missing=why)
     layer, share = max(judged, key=lambda pair: pair[1])
     blocked = share == 1.0 and _nothing_passes(evidence.result.layers, layer)
-    state = evidence.state
-    harmful = state.stuck or state.diverged or (state.flat and share >= 0.9)
+    course = evidence.course
+    harmful = course.trains_badly or (course.is_flat and share >= 0.9)
     return Symptom(
         code=code,
         said=f"{share:.0%} of the units after {layer.name} were silent for all examples of the "
@@ -90,9 +91,12 @@ def saturated_activations(evidence: ActivationEvidence) -> Symptom:
         why = "no tanh, sigmoid or attention was seen between layers"
         return Symptom(code=code, missing=why)
     layer, share = max(judged, key=lambda pair: pair[1])
-    state = evidence.state
+    course = evidence.course
     from_start = bool(layer.saturated) and layer.saturated[0] >= FULLY
-    slow = from_start and share >= FULLY and state.known and state.fell < 0.5
+    stays = from_start and share >= FULLY
+    # weights that training has made large are no such start: a pretrained tanh may be saturated
+    driven = _std_before(layers, layer) > LOUD
+    slow = stays and course.progress < (UNFINISHED if driven else 0.5)
     return Symptom(
         code=code,
         said=f"{share:.0%} of the values of {layer.name} lie where its slope is next to zero",
@@ -100,7 +104,7 @@ def saturated_activations(evidence: ActivationEvidence) -> Symptom:
         "in, or put a normalisation before it.",
         where=layer.name,
         numbers={"saturated": share, "at_start": layer.saturated[0]},
-        is_there=(share >= SATURATED and (state.stuck or state.diverged)) or slow,
+        is_there=(share >= SATURATED and course.trains_badly) or slow,
     )
 
 
@@ -125,14 +129,14 @@ def bad_init_scale(evidence: ActivationEvidence) -> Symptom:
     unit = max(given, 1.0)
     name, largest = max(layers, key=lambda pair: pair[1])
     small_name, smallest = layers[-1]
-    state = evidence.state
-    hockey = state.known and (state.diverged or state.start > HOCKEY or state.stuck)
+    course = evidence.course
+    hockey = course.first_drop > HOCKEY or course.trains_badly
     loud = largest / unit > LOUD and hockey
     faint = (
         len(layers) >= LAYERS
         and smallest / min(given, 1.0) < FAINT
         and -rank_correlation([std for _, std in layers]) > TREND
-        and state.stuck
+        and course.trains_badly
     )
     where, std = (small_name, smallest) if faint and not loud else (name, largest)
     return Symptom(
@@ -142,7 +146,7 @@ def bad_init_scale(evidence: ActivationEvidence) -> Symptom:
         hint="Start the weights with a deviation of sqrt(2 / inputs), as nn.init.kaiming_normal_ "
         "does.",
         where=where,
-        numbers={"std": std, "input_rms": given, "first_loss_over_early": state.start},
+        numbers={"std": std, "input_rms": given, "first_loss_over_early": course.first_drop},
         is_there=loud or faint,
     )
 
@@ -172,6 +176,12 @@ def middle(values: Sequence[float]) -> float:
     return statistics.median(known[len(known) // 2 :]) if len(known) > 2 else math.nan
 
 
+def _std_before(layers: Sequence[LayerHistory], layer: LayerHistory) -> float:
+    """Return the deviation, in its first step, of the last layer with weights before another."""
+    before = [other for other in layers[: layers.index(layer)] if other.kind == "weight"]
+    return before[-1].std[0] if before else math.nan
+
+
 def _nothing_passes(layers: Sequence[LayerHistory], silent: LayerHistory) -> bool:
     """Whether the gradient of all that stands before a silent layer is zero, not only small.
 
@@ -187,7 +197,7 @@ def _first_step(evidence: ActivationEvidence) -> int:
 
 
 def _finding(symptom: Symptom, evidence: ActivationEvidence, *, guilty: bool) -> Finding:
-    state = evidence.state
+    course = evidence.course
     if symptom.missing:
         text = f"Not judged: {symptom.missing}."
         return speak("skip", symptom.code, text, step=evidence.step)
@@ -195,15 +205,15 @@ def _finding(symptom: Symptom, evidence: ActivationEvidence, *, guilty: bool) ->
         return speak(
             "warn",
             symptom.code,
-            f"{symptom.said}, and {_told(state)}.",
+            f"{symptom.said}, and {_told(course)}.",
             hint=symptom.hint,
             where=symptom.where,
             step=evidence.step,
-            evidence={**symptom.numbers, "loss_first": state.first, "loss_last": state.last},
+            evidence={**symptom.numbers, "loss_first": course.start, "loss_last": course.end},
         )
-    why = "" if state.known else f"; whether that is bad is not judged: {state.why}"
+    why = f"; whether that is bad is not judged: {course.reason}" if course.reason else ""
     return speak(
-        "pass" if state.known else "skip",
+        "skip" if course.reason else "pass",
         symptom.code,
         f"{symptom.said}{why}.",
         where=symptom.where,
@@ -212,9 +222,9 @@ def _finding(symptom: Symptom, evidence: ActivationEvidence, *, guilty: bool) ->
     )
 
 
-def _told(state: FitState) -> str:
-    if not state.known:
+def _told(course: FitCourse) -> str:
+    if course.reason:
         return "nothing gets through"
-    if state.diverged:
+    if course.diverged:
         return "the loss is not finite"
-    return f"the training loss went from {state.first:.3g} to {state.last:.3g}"
+    return f"the training loss went from {course.start:.3g} to {course.end:.3g}"

@@ -11,11 +11,13 @@ import math
 import torch
 from torch import Tensor
 
-SAMPLE = 8192
+SAMPLE = 2048
 """At most so many values of a tensor go into its histogram; more would not show."""
 REACH = 4.0
 """The outermost bins lie at ``expm1(4)``, or 54 times the root mean square."""
 _FAINT = 1e-3
+_TOGETHER = 128
+"""So many rows are counted in one call; with more, float32 would not tell the bins apart."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,7 +79,7 @@ def stride(numel: int, at_most: int = SAMPLE) -> int:
 
     Example:
         >>> stride(64 * 512), stride(100)
-        (5, 1)
+        (17, 1)
     """
     step = max(1, math.ceil(numel / at_most))
     while math.gcd(step, numel) > 1:
@@ -173,7 +175,7 @@ def histograms(samples: Tensor, bins: int) -> Tensor:
         [1.0, -1.0, 1.0, 2.0, 0.0, 0.0, 1.0, 3.0, 0.0]
     """
     rows, count = samples.shape
-    low, high = torch.aminmax(samples, dim=1)
+    low, high = samples.amin(1), samples.amax(1)  # four times faster than aminmax of rows
     finite = samples.nan_to_num(0.0, 0.0, 0.0)
     total = finite.sum(1)
     rms = torch.linalg.vector_norm(finite, dim=1) / math.sqrt(count)
@@ -182,11 +184,17 @@ def histograms(samples: Tensor, bins: int) -> Tensor:
     # a row's values lie between 0 and 2 * REACH beyond those of the row before, so that one call
     # counts for all; the edges belong to the row
     place = ratio.copysign_(finite).clamp_(-REACH + 1e-3, REACH - 1e-3)
-    first = torch.arange(rows, device=samples.device, dtype=samples.dtype).mul_(2 * REACH)
+    first = torch.arange(rows, device=samples.device).remainder_(_TOGETHER)
+    first = first.to(samples.dtype).mul_(2 * REACH)
     place += first.add_(REACH).unsqueeze(1)
     # what is not finite becomes NaN, which counts nowhere
     place.addcmul_(samples, torch.zeros_like(rms).unsqueeze(1))
-    counts = _counts(place, rows * bins, 2 * REACH * rows).view(rows, bins)
+    counts = torch.cat(
+        [
+            _counts(part, len(part) * bins, 2 * REACH * len(part)).view(-1, bins)
+            for part in torch.split(place, _TOGETHER)
+        ]
+    )
     facts = torch.stack([rms, low, high, total, count - counts.sum(1)], dim=1)
     return torch.cat([facts, counts], dim=1)
 

@@ -10,7 +10,7 @@ from lightning_tuning.functional.activations.activation_stats import FACTS, edge
 from lightning_tuning.functional.histogram import Histogram
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Sampled:
     """The histogram of a sample of a tensor.
 
@@ -39,7 +39,7 @@ class Sampled:
             (2, 2)
         """
         rms, low, high, total, broken = row[:FACTS]
-        counts = tuple(int(count) for count in row[FACTS:])
+        counts = tuple(map(int, row[FACTS:]))
         return cls(rms=rms, low=low, high=high, total=total, non_finite=int(broken), counts=counts)
 
     def histogram(self) -> Histogram | None:
@@ -66,7 +66,7 @@ class Sampled:
         )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class LayerStep:
     """One layer in one step; what could not be measured is NaN.
 
@@ -102,7 +102,7 @@ class LayerStep:
 
     def renamed(self, name: str) -> LayerStep:
         """Return the same under another name."""
-        return dataclasses.replace(self, name=name)
+        return self if name == self.name else dataclasses.replace(self, name=name)
 
     @property
     def is_finite(self) -> bool:
@@ -110,22 +110,22 @@ class LayerStep:
         return math.isfinite(self.low) and math.isfinite(self.high)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class WeightStep:
     """The gradient of the loss with respect to a weight, in one step.
 
     Attributes:
         name: Path of the weight.
         norm: Norm of its gradient.
-        gradients: Histogram of a sample.
+        gradients: Histogram of a sample; None where this process holds no part of the weight.
     """
 
     name: str
     norm: float
-    gradients: Sampled
+    gradients: Sampled | None
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class ActivationStep:
     """All that was measured in one step.
 

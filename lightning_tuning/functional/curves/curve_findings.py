@@ -9,6 +9,7 @@ from lightning_tuning.findings import Finding
 from lightning_tuning.functional.curves import (
     curve_rules_level,
     curve_rules_noise,
+    curve_rules_poor,
     curve_rules_rate,
     curve_rules_validation,
 )
@@ -22,7 +23,7 @@ __all__ = ["LOSS_CURVE_DIAGNOSIS", "diagnose", "went_bad"]
 _Rule = Callable[[Reading], Finding]
 _ON_TRAINING: Mapping[str, tuple[int, _Rule]] = {
     "loss_diverging": (30, curve_rules_level.loss_diverging),
-    "no_learning": (30, curve_rules_level.no_learning),
+    "no_learning": (30, curve_rules_poor.no_learning),
     "lr_too_low": (60, curve_rules_level.lr_too_low),
     "lr_too_high": (60, curve_rules_noise.lr_too_high),
     "loss_oscillation": (100, curve_rules_noise.loss_oscillation),
@@ -30,7 +31,7 @@ _ON_TRAINING: Mapping[str, tuple[int, _Rule]] = {
     "loss_spikes": (100, curve_rules_noise.loss_spikes),
     "lr_decayed_too_fast": (60, curve_rules_rate.lr_decayed_too_fast),
     "loss_not_at_chance": (30, curve_rules_level.loss_not_at_chance),
-    "underfitting": (60, curve_rules_level.underfitting),
+    "underfitting": (10, curve_rules_poor.underfitting),
 }
 """Each rule about the training loss, and the points that it needs."""
 _ON_BOTH: Mapping[str, tuple[int, _Rule]] = {
@@ -55,7 +56,7 @@ def diagnose(curves: Curves, *, step: int = 0) -> tuple[Finding, ...]:
 
     Args:
         curves: The record of a fit.
-        step: The trainer's ``global_step``, for findings that belong to no step of their own.
+        step: On the axis of ``self.log``, for findings that belong to no step of their own.
 
     Example:
         >>> steps = tuple(range(200))

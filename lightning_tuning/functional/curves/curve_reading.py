@@ -22,6 +22,7 @@ _BINS = 20
 _PRETRAINED = 0.7
 _LIVE_RATE = 0.3
 _GOOD_METRIC = 0.8
+_UNLEARNT = 0.98
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +88,10 @@ class Reading:
     def pretrained(self) -> bool:
         """Whether the program knew much at the start already."""
         chance = self.curves.chance
-        return chance is not None and self.start < _PRETRAINED * chance
+        if chance is None or self.start >= _PRETRAINED * chance:
+            return False
+        # a single batch may have a small loss by luck
+        return self.start + 2 * noise(self.losses[:20]) < chance
 
     @functools.cached_property
     def lowest(self) -> float:
@@ -129,6 +133,16 @@ class Reading:
         comparable = self.curves.alike and len(self.val) > 0 and self.progress is not None
         return (self.reference - self.val_end) / self.reference if comparable else None
 
+    @functools.cached_property
+    def val_never_learns(self) -> bool:
+        """Whether no validation was better than a predictor that knows nothing."""
+        chance = self.curves.chance
+        if chance is None or self.val_progress is None or len(self.val) < 3 or self.pretrained:
+            return False
+        flat = self.val_end > _UNLEARNT * float(self.val[0])
+        never = float(self.val.min()) > _UNLEARNT * chance
+        return never and flat and not any(_has_gained(m) for m in self.curves.metrics)
+
     @property
     def metric_is_good(self) -> bool:
         """Whether a metric between 0 and 1 says that the fit went well."""
@@ -161,8 +175,9 @@ class Reading:
         # single spikes are not a wandering level
         values = np.minimum(values, np.quantile(values, 0.97))
         size = len(values) / _BINS
-        beyond = wander(binned(values, _BINS)[1]) ** 2 - noise(values) ** 2 / size
-        return float(np.sqrt(max(beyond, 0)))
+        of_level, of_batches = wander(binned(values, _BINS)[1]) ** 2, noise(values) ** 2 / size
+        # the variance of twenty values is known to a third: twice the batches' share may be theirs
+        return float(np.sqrt(of_level - of_batches)) if of_level > 2 * of_batches else 0.0
 
     @functools.cached_property
     def live_val(self) -> Array:
@@ -182,6 +197,13 @@ class Reading:
         """Between what the fall of a stretch lies, positive where it falls."""
         low, high = slope_interval(values)
         return -high, -low
+
+
+def _has_gained(metric: Curve) -> bool:
+    values = metric.values
+    if not metric.higher_is_better or not values or not 0 <= min(values) <= max(values) <= 1:
+        return False
+    return values[-1] >= _GOOD_METRIC or max(values) > values[0] + 0.1
 
 
 def _is_good(metric: Curve) -> bool:

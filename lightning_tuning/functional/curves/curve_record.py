@@ -49,11 +49,13 @@ class CurveRecord:
         *,
         width: int,
         count: int,
+        unfinished: Sequence[Sequence[float]] = (),
     ) -> CurveRecord:
         """Return a record that goes on from points of an earlier one."""
         record = cls()
         record.width, record.count = width, count
         record._points = list(zip(steps, values, highs, rates, strict=True))
+        record._open = [(int(step), value, rate) for step, value, rate in unfinished]
         return record
 
     def extend(self, steps: Sequence[int], values: Sequence[float], rates: Sequence[float]) -> None:
@@ -89,6 +91,11 @@ class CurveRecord:
     def rates(self) -> tuple[float, ...]:
         """The mean learning rate of each point."""
         return tuple(point[3] for point in self._points)
+
+    @property
+    def unfinished(self) -> list[list[float]]:
+        """Step, loss and rate of each step of the point that is not complete."""
+        return [list(step) for step in self._open]
 
     def _close(self) -> None:
         steps, values, rates = zip(*self._open, strict=True)

@@ -1,4 +1,4 @@
-"""Rules about where a training loss goes: nowhere, slowly, up, or not far enough."""
+"""Rules about where a training loss goes: up, slowly down, or down from far above."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ import numpy as np
 
 from lightning_tuning.findings import Finding, Scalar
 from lightning_tuning.functional.curves.curve_answer import answer
-from lightning_tuning.functional.curves.curve_noise import Array, mean_interval
+from lightning_tuning.functional.curves.curve_noise import Array
 from lightning_tuning.functional.curves.curve_reading import Reading
 
 _RUN = 3
 """So many losses in a row that are no numbers are believed at once."""
 _SELDOM = 0.01
-_AT_CHANCE = 0.05
 _SLOW, _SLOW_UNKNOWN = 0.25, 0.05
-_POOR = 0.3
 _FAR_ABOVE = 3.0
 _LONG = 0.25
 
@@ -98,46 +96,6 @@ def loss_diverging(r: Reading) -> Finding:
     )
 
 
-def no_learning(r: Reading) -> Finding:
-    """Judge a loss that stays at chance."""
-    c = r.curves
-    numbers: dict[str, Scalar] = {
-        "chance": c.chance,
-        "start": r.start,
-        "end": r.end,
-        "lowest": r.lowest,
-    }
-    if c.chance is None:
-        return answer("no_learning", "skip", "The loss at chance is not known.", numbers=numbers)
-    fifth = r.losses[-max(10, len(r.losses) // 5) :]
-    low, high = mean_interval(fifth)
-    edge = (1 - _AT_CHANCE) * c.chance
-    validated = r.val_progress is None or r.val_progress < _AT_CHANCE
-    if low > edge and r.lowest > (1 - 2 * _AT_CHANCE) * c.chance and validated:
-        if r.metric_is_good:
-            return answer(
-                "no_learning", "pass", "The loss is at chance, a metric is not.", numbers=numbers
-            )
-        return answer(
-            "no_learning",
-            "warn",
-            f"After {c.steps} steps the loss is {fifth.mean():.4g}; a predictor that knows nothing"
-            f" has {c.chance:.4g}.",
-            "Run WiringCheck and OverfitBatchCheck; then try learning rates with LRRangeTest.",
-            numbers=numbers,
-        )
-    if low <= edge <= high:
-        return answer(
-            "no_learning", "skip", "The loss is too noisy to tell it from chance.", numbers=numbers
-        )
-    return answer(
-        "no_learning",
-        "pass",
-        f"The loss ends at {r.end:.4g}; a predictor that knows nothing has {c.chance:.4g}.",
-        numbers=numbers,
-    )
-
-
 def lr_too_low(r: Reading) -> Finding:
     """Judge a loss that falls along a line from the first step to the last, and not far."""
     rates = r.rates
@@ -173,57 +131,6 @@ def lr_too_low(r: Reading) -> Finding:
             numbers=numbers,
         )
     return answer("lr_too_low", "pass", "The loss does not creep along a line.", numbers=numbers)
-
-
-def underfitting(r: Reading) -> Finding:
-    """Judge a fit that ends poor: still improving (train longer), or at rest (capacity)."""
-    numbers: dict[str, Scalar] = {
-        "end": r.end,
-        "progress": r.progress,
-        "val_progress": r.val_progress,
-    }
-    if r.progress is None:
-        return answer(
-            "underfitting",
-            "skip",
-            "A loss that may be negative has no known floor.",
-            numbers=numbers,
-        )
-    third = r.losses[-max(10, len(r.losses) // 3) :]
-    least, _ = r.falls(third)
-    improving = least > 0.02 * abs(r.end) and _val_falls(r) is not False
-    known = r.curves.chance is not None
-    learnt = r.progress > _AT_CHANCE
-    quiet = r.train_wander < 0.1 * abs(r.reference)
-    decayed = r.rates[-len(third) :].mean() < 0.2 * r.rates.max()
-    if known and learnt and quiet and not decayed and r.bad(_POOR) and len(r.losses) >= 100:
-        if improving:
-            return answer(
-                "underfitting",
-                "warn",
-                f"The loss is still falling fast at the end ({r.end:.4g}, {r.progress:.0%} of the"
-                " way from chance to zero).",
-                "Train longer, or with a higher learning rate.",
-                numbers=numbers,
-            )
-        together = abs(r.val_end - r.end) < 0.15 * r.reference if len(r.val) else False
-        if r.val_progress is not None and together:
-            return answer(
-                "underfitting",
-                "warn",
-                f"Training and validation loss rest at {r.end:.4g} and {r.val_end:.4g}, near each"
-                f" other and {r.progress:.0%} of the way from chance to zero.",
-                "Give the model more capacity or better inputs, or take regularization away.",
-                numbers=numbers,
-            )
-    told = "still falling" if improving else "no longer falling"
-    return answer(
-        "underfitting",
-        "pass",
-        f"At the end the loss is {told} ({r.end:.4g}).",
-        "It may get better if it trains longer." if improving else "",
-        numbers=numbers,
-    )
 
 
 def loss_not_at_chance(r: Reading) -> Finding:
@@ -286,8 +193,3 @@ def _val_improves(r: Reading) -> bool:
 
 def _val_falls_with(r: Reading) -> bool:
     return len(r.val) < 3 or bool(r.val_end <= r.val[0])
-
-
-def _val_falls(r: Reading) -> bool | None:
-    third = r.val[-max(3, len(r.val) // 3) :]
-    return bool(third[-1] < third[0]) if len(third) >= 2 else None

@@ -36,7 +36,9 @@ def lr_too_high(r: Reading) -> Finding:
             "Lower the learning rate tenfold, or find one with LRRangeTest.",
             numbers=numbers,
         )
-    if r.bad(0.5) and not _falls_late(r) and _restless(r) and not _small_batch(r):
+    # at chance from the first step on, small swings are those of the batches
+    dropped = r.gain > 0.1 * r.reference or _stray(r) > 0.05 * r.reference
+    if dropped and r.bad(0.5) and not _falls_late(r) and _restless(r) and not _small_batch(r):
         return answer(
             "lr_too_high",
             "warn",
@@ -156,9 +158,14 @@ def _restless(r: Reading) -> bool:
 
 
 def _falls_late(r: Reading) -> bool:
-    """Whether the latter half of the loss falls beyond its noise, by more than a little."""
+    """Whether the latter half of the loss falls beyond its noise, by more than a little.
+
+    A few outliers may hide that in the training loss; then validation may show it.
+    """
     least, _ = r.falls(r.losses[len(r.losses) // 2 :])
-    return least > 0.02 * abs(r.reference)
+    steps = np.diff(r.val)
+    steady = len(steps) >= 5 and (steps < 0).mean() > 0.8 and r.val_end < 0.7 * r.val[0]
+    return bool(steady) or least > 0.02 * abs(r.reference)
 
 
 def _numbers(r: Reading) -> dict[str, Scalar]:

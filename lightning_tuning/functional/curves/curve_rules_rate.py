@@ -18,7 +18,7 @@ def lr_decayed_too_fast(r: Reading) -> Finding:
     if r.progress is None or total <= 0 or np.ptp(rates) <= 0.5 * rates.max():
         why = "The rate does not decay." if total > 0 else "The rate is zero."
         return answer("lr_decayed_too_fast", "skip" if r.progress is None else "pass", why)
-    spent = int(np.searchsorted(np.cumsum(rates) / total, _SPENT)) + 1
+    spent = min(int(np.searchsorted(np.cumsum(rates) / total, _SPENT)) + 1, len(rates))
     share = spent / len(rates)
     numbers: dict[str, Scalar] = {
         "peak": float(rates.max()),
@@ -30,6 +30,18 @@ def lr_decayed_too_fast(r: Reading) -> Finding:
         f"{_SPENT:.0%} of all learning rate is spent in the first {share:.0%} of the fit; it ends"
         f" at {rates[-1]:.2g}"
     )
+    ends = r.curves.epoch_ends
+    # spent before all examples came twice, in a fit of many epochs: counted in steps for epochs
+    in_steps = len(ends) >= 5 and r.curves.train.steps[spent - 1] <= ends[1] and share <= 0.3
+    if in_steps and r.curves.chance is not None and r.bad(0.8):
+        return answer(
+            "lr_decayed_too_fast",
+            "warn",
+            f"{told}, before all examples came twice, and the loss ends at {r.end:.4g}.",
+            "See whether the scheduler counts steps for epochs, and let it decay over the whole"
+            " fit.",
+            numbers=numbers,
+        )
     if share <= 0.6 and spent >= 10 and len(losses) - spent >= 20 and r.bad(0.8):
         while_high = losses[: max(spent // 2, 5)]
         least, most = r.falls(while_high)

@@ -12,6 +12,8 @@ from lightning_tuning.functional.curves.loss_curves import Curve
 
 _WORSE, _WORSE_UNKNOWN = 0.2, 0.5
 """Such a share of what was gained must be lost again; more where the loss has no known floor."""
+_MILD = 0.2
+"""Such a share of the best loss is much where training has nothing left, and no metric gains."""
 
 
 def overfitting(r: Reading) -> Finding:
@@ -39,7 +41,19 @@ def overfitting(r: Reading) -> Finding:
     falls = falls and r.end < r.reference - 0.2 * abs(r.reference)
     when = _when(r, r.curves.val, best)
     much = _WORSE if r.progress is not None else _WORSE_UNKNOWN
-    if sure and rise > much * scale and falls and not _improves(r):
+    if r.val_never_learns and len(val) >= 4 and r.progress is not None and r.progress > 0.2:
+        return answer(
+            "overfitting",
+            "warn",
+            f"The training loss falls to {r.end:.4g}, but the validation loss never gets below"
+            f" {val[best]:.4g}, and a predictor that knows nothing has {r.curves.chance:.4g}: what"
+            " is learnt is learnt by heart.",
+            "See whether inputs and targets belong together; take more data or regularization.",
+            numbers=numbers,
+        )
+    mild = rise > _MILD * float(val[best]) and rise > 0.03 * r.reference and r.end < 0.1 * r.val_end
+    useless = mild and r.progress is not None and len(after) >= 6 and not _metric_gains(r, best)
+    if sure and falls and (useless or (rise > much * scale and not _improves(r))):
         return answer(
             "overfitting",
             "warn",
@@ -61,14 +75,8 @@ def overfitting(r: Reading) -> Finding:
 def train_val_mismatch(r: Reading) -> Finding:
     """Judge whether validation lies apart from training already when no example came twice."""
     c, val = r.curves, r.val
-    if c.val is None or not c.alike or r.progress is None or c.chance is None:
-        return answer(
-            "train_val_mismatch",
-            "skip",
-            "Training and validation loss are not known to be the same function.",
-        )
-    if not c.epoch_ends or c.val.steps[0] > c.epoch_ends[0] or len(val) < 2:
-        return answer("train_val_mismatch", "skip", "There was no validation of the first epoch.")
+    if why := _not_comparable(r):
+        return answer("train_val_mismatch", "skip", why)
     steps = np.asarray(c.train.steps)
     seen = r.losses[(steps <= c.epoch_ends[0])]
     new = float(seen[-max(3, len(seen) // 5) :].mean())
@@ -82,7 +90,8 @@ def train_val_mismatch(r: Reading) -> Finding:
     enough = len(seen) * c.width >= 15 and learnt > 0.15 * r.reference
     best = r.reference - float(val.min())
     apart = r.reference - float(val[0]) < 0.3 * learnt and best < 0.4 * (r.reference - r.end)
-    if enough and apart and not r.metric_is_good:
+    far = learnt > 0.5 * r.reference and _far_apart(r)
+    if enough and (far or (apart and not r.metric_is_good)):
         return answer(
             "train_val_mismatch",
             "warn",
@@ -149,6 +158,47 @@ def metric_apart(r: Reading) -> Finding:
         "pass",
         f"{val.name} and {told[0].name} agree on when the fit was best, within noise.",
     )
+
+
+def _not_comparable(r: Reading) -> str:
+    """Return why the losses of the first epoch tell nothing; empty if they do."""
+    c = r.curves
+    if c.val is None or not c.alike or r.progress is None or c.chance is None:
+        return "Training and validation loss are not known to be the same function."
+    if not c.epoch_ends or len(r.val) < 2 or c.val.steps[0] > c.epoch_ends[0]:
+        return "There was no validation of the first epoch."
+    return "The program may have seen these examples before." if r.pretrained else ""
+
+
+def _far_apart(r: Reading) -> bool:
+    """Whether validation stays far above training, from the first epochs to the last one.
+
+    Right after a first epoch a single validation may be off, with averages of batch normalization
+    that have not settled, or while the examples get harder; these catch up.
+    """
+    val = r.curves.val
+    if val is None or len(val.values) < 4:
+        return False
+    steps = np.asarray(r.curves.train.steps)
+    gaps = [r.val_end - r.end]
+    for step, value in zip(val.steps[:3], val.values[:3], strict=True):
+        gaps.append(value - float(r.losses[steps <= step][-10:].mean()))
+    return min(gaps[1:]) > 0.3 * r.reference and gaps[0] > 0.25 * r.reference
+
+
+def _metric_gains(r: Reading, best: int) -> bool:
+    """Whether a metric is better at the end than when the validation loss was at its best."""
+    val = r.curves.val
+    for metric in r.curves.metrics:
+        if val is None or metric.higher_is_better is None or len(metric.values) < 5:
+            continue
+        sign = 1 if metric.higher_is_better else -1
+        values = sign * np.asarray(metric.values)
+        at = int(np.argmin(np.abs(np.asarray(metric.steps) - val.steps[best])))
+        end = float(np.median(values[-max(1, len(values) // 5) :]))
+        if end > values[max(0, at - 1) : at + 2].max() + 0.01 * abs(values[at]):
+            return True
+    return False
 
 
 def _learnt_from(r: Reading) -> float:

@@ -34,7 +34,7 @@ class FilterEvidence:
         losses: The training loss of each step.
         loss_reason: Why the loss tells nothing about the fit; empty where it does.
         reason: Why there is no layer.
-        step: The trainer's ``global_step``.
+        step: The place on the axis of ``self.log``.
     """
 
     result: FilterResult | None

@@ -16,6 +16,23 @@ Choice = npt.NDArray[np.bool_]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """A matrix in no optimizer that is as it was when the fit began.
+
+    Attributes:
+        name: Its path.
+        shape: Its shape.
+        trainable: Whether it takes gradients.
+        fed: Whether it has got one.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    trainable: bool
+    fed: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class UpdateEvidence:
     """A measured fit.
 
@@ -29,10 +46,10 @@ class UpdateEvidence:
         weight_decays: Of each tensor's group.
         trainable: Whether each tensor takes gradients.
         shapes: Of each tensor.
-        left_out: Name and shape of the matrices that take gradients, belong to no optimizer, and
-            are as they were when the fit began.
+        left_out: The matrices that belong to no optimizer and are as they were when the fit began.
+        rest_fresh: The same as ``fresh`` of these, and of what got no gradient.
         steps: Optimizer steps of the fit.
-        at: The trainer's ``global_step``.
+        at: The place on the axis of ``self.log``.
     """
 
     result: UpdateRatioResult
@@ -44,7 +61,8 @@ class UpdateEvidence:
     weight_decays: tuple[float, ...]
     trainable: tuple[bool, ...]
     shapes: tuple[tuple[int, ...], ...]
-    left_out: tuple[tuple[str, tuple[int, ...]], ...]
+    left_out: tuple[LeftOut, ...]
+    rest_fresh: bool | None
     steps: int
     at: int
 
@@ -98,6 +116,17 @@ class UpdateEvidence:
         return np.asarray(some & self.matrices[None, :])
 
     @functools.cached_property
+    def matrices_of_any_kind(self) -> Choice:
+        """The same with embeddings and what began with zeros."""
+        kinds = ("weight", "zero_init", "embedding")
+        return np.asarray([kind in kinds for kind in self.result.kinds], dtype=bool)
+
+    @functools.cached_property
+    def idle(self) -> Choice:
+        """Which of these never had a gradient."""
+        return np.asarray(self.matrices_of_any_kind & np.isnan(self.gradients).all(axis=0))
+
+    @functools.cached_property
     def growth(self) -> float:
         """How often their first norm the matrices reach at most, as the median over them."""
         return self._relative_norm(np.fmax.reduce)
@@ -120,9 +149,15 @@ class UpdateEvidence:
 
         What did not move in spite of its gradient counts as 1e-20.
         """
-        found = np.full(len(self.ratios), np.nan)
-        for row, (ratios, driven) in enumerate(zip(self.ratios, self.driven, strict=True)):
-            values = ratios[driven & ~np.isnan(ratios)]
-            if len(values):
-                found[row] = np.quantile(np.maximum(values, -20.0), share)
-        return found
+        known = self.driven & ~np.isnan(self.ratios)
+        counts = known.sum(axis=1)
+        if not counts.any():
+            return np.full(len(self.ratios), np.nan)
+        # what is not known comes last in a sorted row
+        ordered = np.sort(np.where(known, np.maximum(self.ratios, -20.0), np.nan), axis=1)
+        places = share * np.maximum(counts - 1, 0)
+        below = np.floor(places).astype(int)[:, None]
+        above = np.ceil(places).astype(int)[:, None]
+        low = np.take_along_axis(ordered, below, axis=1)[:, 0]
+        high = np.take_along_axis(ordered, above, axis=1)[:, 0]
+        return np.asarray(low + (places - below[:, 0]) * (high - low))

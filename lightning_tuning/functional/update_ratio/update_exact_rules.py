@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -33,7 +32,7 @@ def update_finding(
         verdict: What comes of it.
         code: Which rule speaks.
         message: One sentence with the numbers.
-        at: The trainer's ``global_step``.
+        at: The place on the axis of ``self.log``.
         hint: One next action.
         where: The parameter.
         numbers: The evidence.
@@ -64,7 +63,7 @@ def newly_non_finite(
     Args:
         rows: The measured steps.
         names: Of all tensors.
-        at: The trainer's ``global_step``.
+        at: The place on the axis of ``self.log``.
 
     Returns:
         Nothing while all is well, so that nothing is said in the middle of a fit.
@@ -165,70 +164,6 @@ def weights_move(evidence: UpdateEvidence) -> tuple[Finding, ...]:
             ),
             where=result.names[first],
             numbers={"tensors": len(stuck), "steps": int(chances[first])},
-        ),
-    )
-
-
-def gradients_arrive(evidence: UpdateEvidence) -> tuple[Finding, ...]:
-    """Find a fit that learns little because half of its matrices or more do not take part.
-
-    Frozen trunks, teachers, parts for other tasks and the other half of a GAN look the same, so
-    that the training loss decides: weights must have been untrained when the fit began, and less
-    than 30 % of the loss gone. Copies of what is trained (a target network, a teacher) are known
-    by their shapes.
-    """
-    result, course = evidence.result, evidence.course
-    if len(result.steps) < _FEWEST:
-        return (nothing_measured(evidence, "frozen_params"),)
-    matrices = np.asarray([kind in ("weight", "zero_init", "embedding") for kind in result.kinds])
-    reached = matrices & ~np.isnan(evidence.gradients).all(axis=0)
-    idle = [
-        (result.names[i], evidence.shapes[i], evidence.trainable[i])
-        for i in np.flatnonzero(matrices & ~reached)
-    ]
-    idle += [(name, shape, True) for name, shape in evidence.left_out]
-    count, total = len(idle), int(matrices.sum()) + len(evidence.left_out)
-    copies = Counter(evidence.shapes[i] for i in np.flatnonzero(reached))
-    alone = Counter(shape for _, shape, _ in idle) - copies
-    numbers: dict[str, Scalar] = {"tensors": count, "of": total}
-    told = f"{count} of {total} matrices had no gradient or no optimizer in the whole fit"
-    where = idle[0][0] if idle else ""
-    most = alone.total() >= total / 2 and evidence.fresh is True
-    if not most:
-        return (
-            update_finding(
-                "pass", "frozen_params", told + ".", at=evidence.at, where=where, numbers=numbers
-            ),
-        )
-    if course.reason:
-        return (
-            update_finding(
-                "skip",
-                "frozen_params",
-                f"{told}; whether that is a fault can't be told: {course.reason}.",
-                at=evidence.at,
-                where=where,
-                numbers=numbers,
-            ),
-        )
-    # who sets requires_grad=False knows it, but for a fit that does not learn at all
-    meant = not any(trainable for *_, trainable in idle)
-    bad = course.steps >= 50 and (course.trains_badly if meant else course.progress < 0.3)
-    return (
-        update_finding(
-            "warn" if bad else "pass",
-            "frozen_params",
-            f"{told}, with weights that nobody has trained, and the training loss"
-            f" {went(evidence)}.",
-            at=evidence.at,
-            hint=(
-                "Give all parameters to the optimizer, and look for requires_grad=False, detach()"
-                " and no_grad() on the way to these."
-            )
-            if bad
-            else "",
-            where=where,
-            numbers={**numbers, "start": course.start, "end": course.end},
         ),
     )
 

@@ -10,12 +10,12 @@ from lightning_tuning.findings import Finding, Scalar
 from lightning_tuning.functional.update_ratio.update_evidence import UpdateEvidence
 from lightning_tuning.functional.update_ratio.update_exact_rules import (
     finite,
-    gradients_arrive,
     nothing_measured,
     update_finding,
     weights_move,
     went,
 )
+from lightning_tuning.functional.update_ratio.update_frozen_rules import gradients_arrive
 from lightning_tuning.functional.update_ratio.update_settings_rules import (
     decay_leaves_weights,
     rate_lasts,

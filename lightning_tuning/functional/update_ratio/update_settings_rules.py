@@ -25,7 +25,8 @@ def rate_lasts(evidence: UpdateEvidence) -> tuple[Finding, ...]:
     Gone is below a hundredth of its highest value, in every parameter group. Schedules that end
     near zero are there in the last tenth; milestones at half and three quarters in the last
     quarter. A rate that is gone after a quarter of a fit that learns hardly anything is too fast
-    whatever the loss did.
+    whatever the loss did, and so is one that lasts for less than a hundred steps and a tenth of a
+    fit that leaves some of the loss: noise may hide how it fell in so few steps.
     """
     steps, rates = evidence.result.steps, _relative(matrix(evidence.result.learning_rates))
     if len(steps) < 4 or not np.isfinite(rates).any():
@@ -40,7 +41,8 @@ def rate_lasts(evidence: UpdateEvidence) -> tuple[Finding, ...]:
     progress = evidence.course.progress
     unfinished = progress < 0.85 and _falls(evidence.losses[: cut + 1])
     at_once = alive <= 0.25 and progress < 0.3 and evidence.steps >= 50
-    if not (at_once or (alive <= 0.5 and unfinished)):
+    soon = alive <= 0.1 and cut < 100 <= evidence.steps and progress < 0.85
+    if not (at_once or soon or (alive <= 0.5 and unfinished)):
         return (
             update_finding(
                 "pass", "lr_decayed_too_fast", told + ".", at=evidence.at, numbers=numbers

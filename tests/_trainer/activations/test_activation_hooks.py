@@ -14,6 +14,7 @@ from lightning_tuning._trainer.activations.activation_calls import StepTransfer,
 from lightning_tuning._trainer.activations.activation_functions import attention_rows
 from lightning_tuning._trainer.activations.activation_hooks import ActivationRecorder
 from lightning_tuning._trainer.activations.activation_layers import Choice, first_tensor
+from lightning_tuning._trainer.activations.weight_gradients import WeightGradients
 
 
 class Program(nn.Module):
@@ -42,7 +43,7 @@ def measured(program, inputs, *, layers=None, gradients=True, transfer=None, los
     finally:
         recorder.end()
     rows, weights, _, _ = (transfer or StepTransfer(32, {})).run(
-        recorder.calls.values(), recorder.weights.values(), scale=None, loss=value
+        recorder.calls.values(), recorder.weights.found.values(), scale=None, loss=value
     )
     names = display_names(recorder.calls)
     recorder.remove()
@@ -381,3 +382,137 @@ def test_inside_a_compiled_module_there_is_no_graph_break_and_no_other_bit(backe
     assert not breaks
     assert (graphs, more) == (1, 2)
     torch._dynamo.reset()
+
+
+def encoder():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    return nn.TransformerEncoder(layer, 2).eval().requires_grad_(False)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("kind", ["encoder", "attention"])
+def test_a_teacher_on_its_fast_path_says_the_same_bit_for_bit(kind):
+    def forward(net, x):
+        with torch.no_grad():
+            if kind == "encoder":
+                said.append(net.teacher(x, src_key_padding_mask=hidden))
+            else:
+                said.append(net.teacher(x, x, x, key_padding_mask=hidden)[0])
+        return torch.relu(net.student(x))
+
+    said, hidden = [], torch.zeros(4, 6, dtype=torch.bool)
+    hidden[1:, 3:] = True
+    teacher = nn.MultiheadAttention(8, 2, batch_first=True).eval().requires_grad_(False)
+    teacher = encoder() if kind == "encoder" else teacher
+    net = Program(forward, teacher=teacher, student=nn.Linear(8, 8))
+    inputs = torch.randn(4, 6, 8)
+    net(inputs)
+    rows, _ = measured(net, inputs)
+    assert torch.equal(*said)
+    assert list(rows) == ["student"]
+    teacher.train()  # then there is no fast path, and functions are seen
+    assert "student.relu" in measured(net, inputs)[0]
+
+
+def test_a_weight_that_a_module_returns_keeps_no_hook():
+    class Position(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Parameter(torch.randn(3, 4))
+
+        def forward(self):
+            return self.table
+
+    net = Program(lambda net, x: net.fc(x + net.place()), place=Position(), fc=nn.Linear(4, 2))
+    rows, weights = measured(net, torch.randn(8, 3, 4))
+    assert not net.place.table._backward_hooks
+    assert rows["place"].calls == 1
+    assert weights["place.table"].norm > 0
+
+
+def test_a_second_observer_does_not_see_what_the_first_computes():
+    def forward(net, x):
+        hidden = net.fc(x)
+        return torch.softmax(F.scaled_dot_product_attention(hidden, hidden, hidden), -1)
+
+    net = Program(forward, fc=nn.Linear(4, 4))
+    inputs = torch.randn(4, 6, 4)
+    alone, _ = measured(net, inputs)
+    outer = ActivationRecorder(net, Choice(None), gradients=True)
+    outer.begin()
+    inner, _ = measured_inside(net, inputs)
+    outer.end()
+    rows, *_ = StepTransfer(32, {}).run(outer.calls.values(), [], scale=None, loss=None)
+    seen = {calls.key[0]: (row.calls, row.mean, row.saturated) for calls, row in rows}
+    assert seen["fc.softmax"] == tuple(
+        getattr(alone["fc.softmax"], field) for field in ("calls", "mean", "saturated")
+    )
+    assert inner["fc.softmax"].mean == alone["fc.softmax"].mean
+
+
+def measured_inside(net, inputs):
+    """As :func:`measured`, under another recorder."""
+    recorder = ActivationRecorder(net, Choice(None), gradients=True)
+    recorder.begin()
+    net(inputs).square().mean().backward()
+    recorder.end()
+    rows, *_ = StepTransfer(32, {}).run(recorder.calls.values(), [], scale=None, loss=None)
+    return {calls.key[0]: row for calls, row in rows}, recorder
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
+def test_gradients_of_any_precision(kind):
+    net = nn.Sequential(nn.Linear(4, 3, dtype=kind), nn.Tanh())
+    # another precision in the same program
+    program = Program(lambda p, x: p.out(p.net(x).float()), net=net, out=nn.Linear(3, 1))
+    _, weights = measured(program, torch.randn(8, 4, dtype=kind))
+    norms = {name: float(p.grad.double().norm()) for name, p in program.named_parameters()}
+    for name in ("net.0.weight", "out.weight"):
+        assert weights[name].norm == pytest.approx(norms[name], rel=1e-2)
+
+
+def test_a_weight_without_a_part_in_this_process_has_a_norm_of_zero():
+    weight = nn.Parameter(torch.randn(4, 2))
+    rows = WeightGradients([("weight", weight)])
+    index, values = torch.empty(1, 0, dtype=torch.long), torch.empty(0, 2)
+    weight.grad = torch.sparse_coo_tensor(index, values, (4, 2), check_invariants=True)
+    rows.read([weight])
+    _, [found], _, _ = StepTransfer(32, {}).run([], rows.found.values(), scale=None, loss=None)
+    assert (found.norm, found.gradients) == (0.0, None)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_inside_a_compiled_module_outputs_may_be_containers_or_nothing():
+    class Wraps(nn.Module):
+        def __init__(self, wrap):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(4, 4))
+            self.wrap = wrap
+
+        def forward(self, x):
+            return self.wrap(x @ self.weight)
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = Wraps(lambda y: {"hidden": y})
+            self.b = Wraps(lambda y: (None, y))
+            self.c = Wraps(lambda y: None)
+
+        def forward(self, x):
+            self.c(x)
+            return self.b(self.a(x)["hidden"])[1]
+
+    torch._dynamo.reset()
+    compiled = torch.compile(Net(), backend="eager", fullgraph=True)
+    rows, _ = measured(Program(lambda p, x: p.net(x), net=compiled), torch.randn(8, 4))
+    assert list(rows) == ["net.a", "net.b"]
+    torch._dynamo.reset()
+
+
+def test_a_compiled_encoder_has_no_hooks_that_validation_would_meet():
+    program = Program(lambda p, x: p.net(x), net=torch.compile(encoder(), backend="eager"))
+    recorder = ActivationRecorder(program, Choice(None), gradients=True)
+    recorder.put_into_graphs()
+    assert recorder.has_graph
+    assert not any(module._forward_hooks for module in program.modules())

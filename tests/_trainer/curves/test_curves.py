@@ -1,15 +1,23 @@
 """What is recorded of a fit, against what the fit logs itself."""
 
 import math
+import types
 
 import pytest
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import nn
 from torch.nn import functional
 
 from lightning_tuning._trainer.curves.curve_chance import dropout_of
-from lightning_tuning._trainer.curves.curve_values import direction, on_host
+from lightning_tuning._trainer.curves.curve_values import (
+    direction,
+    largest_rate,
+    mean_over_ranks,
+    on_host,
+    the_loss,
+)
 from lightning_tuning.callbacks.loss_curve_diagnosis import LossCurveDiagnosis
 from tests.test_contract import fit, trainer_for
 from tests.toys import Classifier, Manual
@@ -86,6 +94,47 @@ def test_chance_of_another_loss_is_not_known():
     assert curves.chance is None
 
 
+def test_a_second_term_that_warms_up_from_nothing_is_seen():
+    class WarmsUp(Classifier):
+        def training_step(self, batch, batch_idx):
+            loss = functional.cross_entropy(self(batch[0]), batch[1])
+            return loss + 1e-3 * self.global_step * self.net[0].weight.square().mean()
+
+    curves, _ = recorded(WarmsUp())
+    assert curves.chance is None
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_a_sum_over_batches_of_another_size_is_another_loss(reduction):
+    class Whole(Classifier):
+        def training_step(self, batch, batch_idx):
+            return functional.cross_entropy(self(batch[0]), batch[1], reduction=reduction)
+
+        def validation_step(self, batch, batch_idx):
+            inputs, labels = (part[:2] for part in batch)
+            loss = functional.cross_entropy(self(inputs), labels, reduction=reduction)
+            self.log("val_loss", loss)
+
+    curves, _ = recorded(Whole())
+    assert curves.alike == (reduction == "mean")
+
+
+def test_a_loss_may_be_logged_by_the_short_name_of_its_function():
+    class Short(Classifier):
+        def validation_step(self, batch, batch_idx):
+            self.log_dict({"val_ce": self.loss(batch), "val_acc": 0.5})
+
+    curves, _ = recorded_of(Short())
+    assert curves.val.name == "val_ce"
+
+
+def test_only_the_name_of_the_called_function_counts():
+    assert the_loss(["val_rmse"], {"mse_loss"})[0] is None
+    assert the_loss(["val_mse"], {"cross_entropy"})[0] is None
+    assert the_loss(["val_mse", "x_mse"], {"mse_loss"})[0] is None
+    assert the_loss([], {"mse_loss"}) == (None, "no validation logged anything")
+
+
 def test_a_metric_that_nobody_logs_is_named():
     absent, _ = recorded(settings={"train_metric": "nothing"})
     assert "'nothing' was not logged" in absent.no_train
@@ -147,3 +196,80 @@ def test_dropout_is_seen_where_it_is():
     assert not dropout_of(nn.Sequential(nn.Dropout(0.0), nn.LSTM(2, 2)))
     assert dropout_of(nn.Sequential(nn.Linear(2, 2), nn.Dropout2d(0.1)))
     assert dropout_of(nn.TransformerEncoderLayer(8, 2, dropout=0.1))
+
+
+def test_chance_does_not_depend_on_a_later_accumulation():
+    plain, _ = recorded()
+    callback = LossCurveDiagnosis()
+    fit(trainer_for(callback, GradientAccumulationScheduler({0: 1, 1: 2}), max_epochs=4))
+    assert callback.result.curves.chance == pytest.approx(plain.chance, rel=0.05)
+
+
+def test_targets_are_let_go_once_chance_is_known():
+    held = []
+
+    class Looks(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            held.append(len(callback._recorder._calls._steps))
+
+    callback = LossCurveDiagnosis()
+    fit(trainer_for(callback, Looks(), max_epochs=12), Classifier())
+    assert max(held) == 40  # so many batches of four targets
+    assert held[-1] == 0
+    assert callback.result.curves.chance == pytest.approx(math.log(3), rel=0.05)
+
+
+def test_a_target_that_the_program_writes_over_is_remembered_as_it_was():
+    class Reuses(Classifier):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("labels", torch.zeros(4, dtype=torch.long))
+
+        def loss(self, batch):
+            self.labels.copy_(batch[1])
+            return functional.cross_entropy(self(batch[0]), self.labels)
+
+        def on_train_batch_end(self, *_):
+            self.labels.zero_()
+
+    assert recorded(Reuses())[0].chance == recorded()[0].chance
+
+
+def test_learning_rates_do_not_pile_up_beside_a_logged_metric():
+    sizes = []
+
+    class Looks(Callback):
+        def on_train_batch_end(self, *_):
+            sizes.append(len(callback._recorder._rates))
+
+    callback = LossCurveDiagnosis("train_loss")
+    fit(trainer_for(callback, Looks()))
+    assert set(sizes) == {0}
+
+
+def test_a_rate_on_a_device_is_looked_at_on_measured_steps_only():
+    away = torch.tensor(0.3, device="meta")
+    parameter = nn.Parameter(torch.zeros(1))
+    both = [{"params": [parameter], "lr": away}, {"params": [nn.Parameter(parameter)], "lr": 0.5}]
+    optimizers = [torch.optim.SGD(both, lr=0.1)]
+    assert largest_rate(optimizers, before=0.7, due=False) == 0.7
+    assert largest_rate(optimizers, before=0.7, due=True).shape == ()
+    optimizers[0].param_groups[0]["lr"] = torch.tensor(0.3)
+    assert largest_rate(optimizers, before=0.7, due=False) == 0.5
+
+
+def test_a_metric_is_the_mean_over_the_ranks_that_logged_it():
+    class Ranks:
+        """Another rank logged 3 at the first and second place, and nothing at the third."""
+
+        root_device = torch.device("cpu")
+
+        def reduce(self, pairs, reduce_op):
+            assert reduce_op == "sum"
+            return pairs + torch.tensor([[3.0, 3.0, 0.0], [1.0, 1.0, 0.0]])
+
+    trainer = types.SimpleNamespace(world_size=2, strategy=Ranks())
+    values = [torch.tensor(1.0), None, None]
+    assert mean_over_ranks(trainer, values) == [2.0, 3.0, None]
+    trainer.world_size = 1
+    assert mean_over_ranks(trainer, values) == [1.0, None, None]

@@ -121,6 +121,21 @@ def test_a_compiled_module_gets_no_hook():
     assert not module.first._forward_pre_hooks
 
 
+def test_attention_layers_keep_their_fast_path():
+    """A hook in one of them would end it, and padded places would get other numbers."""
+    layer = nn.TransformerEncoderLayer(16, 2, 16, batch_first=True).eval()
+    module = Module(teacher=layer, conv=nn.Conv2d(3, 2, 3))
+    inputs = torch.rand(2, 4, 16)
+    padded = torch.tensor([[False, False, True, True], [False] * 4])
+    with torch.no_grad():
+        alone = layer(inputs, src_key_padding_mask=padded)
+        found = LayerSearch(module, None, (4, 4), [inputs])
+        watched = layer(inputs, src_key_padding_mask=padded)
+    assert torch.equal(alone, watched)
+    assert len(module.conv._forward_pre_hooks) == 1
+    found.close()
+
+
 # ------------------------------------------------------------------------------------- weights
 
 

@@ -150,6 +150,22 @@ def test_norms_of_a_mixed_list():
     assert gradient_norms([]) == []
 
 
+def test_what_was_found_stays_on_the_device_of_a_part_that_is_frozen_later():
+    """As a GAN freezes its discriminator for the generator's turn."""
+    weight = nn.Parameter(torch.empty(3, 2, device="meta"))
+    weight.grad = torch.empty_like(weight)
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    step = MeasuredStep(optimizer, wanted=lambda _: True, by_row=lambda _: False)
+    step.copy_weights()
+    step.read_gradients(before_clipping=True)
+    optimizer.step()
+    step.finish(None)
+    weight.requires_grad_(False)
+    found = step.on_device(lambda squares: squares)
+    assert found.device.type == "meta"
+    assert found.shape == (4,)
+
+
 def test_nothing_is_changed():
     torch.manual_seed(0)
     left = []

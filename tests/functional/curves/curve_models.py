@@ -42,9 +42,9 @@ def curves(train, *, val=None, rates=None, chance=CHANCE, metric=None, batch_siz
         epoch_ends=ends,
         chance=chance,
         chance_high=chance,
-        alike=True,
+        **{"alike": True, **others},
         batch_size=batch_size,
-        **{**known, **others},
+        **known,
     )
 
 
@@ -113,6 +113,25 @@ def broken(kind, generator):
         swings = ar1(n, 0.95, generator.uniform(0.25, 0.4), generator)
         mean = level + (CHANCE - level) * np.exp(-steps / 10) + swings
         return draw(np.maximum(mean, 0.2)), {"lr_too_high", "loss_oscillation"}
+    if kind == "by heart":
+        # nothing but noise: training falls, validation never beats chance
+        mean = CHANCE * (1 - generator.uniform(0.4, 0.9) * share)
+        return draw(mean, val=CHANCE * np.linspace(1.01, 1.3, 15)), {"overfitting"}
+    if kind == "pure noise":
+        mean = CHANCE * (1 - generator.uniform(0.02, 0.06) * share)
+        return draw(mean, val=CHANCE * np.linspace(1.0, 1.02, 15)), {"no_learning"}
+    if kind == "harder data":
+        mean = exponential(generator, scale=15)
+        val = at_ends(mean) + CHANCE * np.linspace(generator.uniform(0.6, 3), 0.4, 15)
+        return draw(mean, val=val, metric=np.linspace(0.7, 0.9, 15)), {"train_val_mismatch"}
+    if kind == "overconfident":
+        mean = exponential(generator, floor=0.001, scale=30)
+        val = at_ends(exponential(generator, floor=0.35, scale=30))
+        val = val + generator.uniform(0.15, 0.25) * np.maximum(at_ends(share) - 0.3, 0)
+        return draw(mean, val=val, metric=np.full(15, 0.89)), {"overfitting"}
+    if kind == "stopped":
+        mean = CHANCE * (1 - generator.uniform(0.35, 0.55) * share**3)
+        return draw(mean), {"underfitting"}
     if kind == "diverges":
         mean = exponential(generator, scale=40) + 5 * np.maximum(share - 0.5, 0) ** 2 * 20
         return draw(mean), {"loss_diverging"}
@@ -131,7 +150,8 @@ def broken(kind, generator):
         return draw(mean, rates=rates), {"lr_decayed_too_fast"}
     if kind == "rests high":
         level = CHANCE * generator.uniform(0.78, 0.9)
-        return draw(level + (CHANCE - level) * np.exp(-steps / 20)), {"underfitting"}
+        mean = level + (CHANCE - level) * np.exp(-steps / 20)
+        return draw(mean, metric=np.linspace(0.1, 0.3, 15)), {"underfitting"}
     if kind == "hockey stick":
         mean = exponential(generator, scale=60) + CHANCE * 30 * np.exp(-steps / 80)
         return draw(mean), {"loss_not_at_chance"}
@@ -149,6 +169,7 @@ def broken(kind, generator):
 
 BROKEN = (
     *("creeps", "at chance", "jumps", "stays high", "diverges", "overfits", "other data"),
+    *("by heart", "pure noise", "harder data", "overconfident", "stopped"),
     *("decays", "rests high", "hockey stick", "spikes", "small batch"),
 )
 

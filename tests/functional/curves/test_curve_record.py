@@ -1,5 +1,7 @@
 """The record of any length: its means against NumPy's."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -52,3 +54,23 @@ def test_what_is_no_number_is_counted_and_left_out():
     record.extend(range(4), [1.0, float("nan"), 2.0, float("inf")], [0.1] * 4)
     assert record.values == (1.0, 2.0)
     assert (record.non_finite, record.first_non_finite) == (2, 3)
+
+
+@pytest.mark.parametrize("end", [3000, 3001, 3003])
+def test_a_point_that_was_not_complete_is_gone_on_with(end):
+    values = np.random.default_rng(3).normal(size=3100)
+    first, whole = CurveRecord(), CurveRecord()
+    whole.extend(range(3100), values, values)
+    first.extend(range(end), values[:end], values[:end])
+    again = CurveRecord.of(
+        first.steps,
+        first.values,
+        first.rates,
+        first.highs,
+        width=first.width,
+        count=first.count,
+        unfinished=json.loads(json.dumps(first.unfinished)),
+    )
+    again.extend(range(end, 3100), values[end:], values[end:])
+    assert (again.steps, again.values, again.highs) == (whole.steps, whole.values, whole.highs)
+    assert again.unfinished == whole.unfinished

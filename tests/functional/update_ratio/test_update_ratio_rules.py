@@ -2,15 +2,15 @@ import math
 
 import numpy as np
 import pytest
-from tests.functional.update_ratio.test_update_ratio import row
 
 from lightning_tuning.functional.fit_course import fit_course
-from lightning_tuning.functional.update_ratio.update_evidence import UpdateEvidence
+from lightning_tuning.functional.update_ratio.update_evidence import LeftOut, UpdateEvidence
 from lightning_tuning.functional.update_ratio.update_exact_rules import (
     newly_non_finite,
 )
 from lightning_tuning.functional.update_ratio.update_ratio import UpdateRatioResult
 from lightning_tuning.functional.update_ratio.update_ratio_rules import update_findings
+from tests.functional.update_ratio.test_update_ratio import row
 
 CODES = {
     *("non_finite", "weights_not_updating", "frozen_params", "update_ratio_low"),
@@ -18,6 +18,18 @@ CODES = {
 }
 FLAT = [2.3] * 400
 LEARNT = list(np.linspace(2.3, 0.1, 400))
+
+LEVEL = [2.3, *np.linspace(2.3, 1.4, 99), *[1.4] * 300]
+EARLY = [*np.linspace(2.3, 0.2, 30), *[0.2] * 370]
+QUARTER = list(np.linspace(2.3, 1.8, 400))
+HALF = list(np.linspace(2.3, 1.25, 400))
+
+
+def left_out(*shapes, trainable=True, fed=False):
+    return tuple(
+        LeftOut(name=f"x{i}", shape=shape, trainable=trainable, fed=fed)
+        for i, shape in enumerate(shapes)
+    )
 
 
 def evidence(ratios=-3.0, losses=LEARNT, **changes):
@@ -52,6 +64,7 @@ def evidence(ratios=-3.0, losses=LEARNT, **changes):
         "trainable": (True,) * 3,
         "shapes": ((4, 2), (4, 4), (2, 4)),
         "left_out": (),
+        "rest_fresh": True,
         "steps": 400,
         "at": 400,
     }
@@ -94,10 +107,17 @@ COSINE = np.log10(1e-2 * np.cos(np.linspace(0, 1.57, 20)) ** 2 + 1e-12)[:, None]
         {"after": 0.01},  # Adam does not mind
         {"after": 0.01, "ratios": -5.0},
         {"rates": np.repeat([1.0, 0.1, 0.01], [8, 6, 6])},
+        {"losses": EARLY, "rates": np.repeat([1.0, 1e-3], [2, 18])},
         {"weight_decays": (0.1,) * 3, "weights": np.geomspace(1, 0.2, 20)[:, None]},
         {"gradients": [1.0, 1.0, 0.0], "ratios": [-3.0, -3.0, -math.inf]},
         {"gradients": [1.0, math.nan, math.nan], "ratios": [-3.0, math.nan, math.nan]},
-        {"left_out": (("t", (4, 2)), ("u", (4, 4)), ("v", (2, 4))), "losses": FLAT},  # a teacher
+        {"left_out": left_out((4, 2), (4, 4), (2, 4), fed=True), "losses": FLAT},  # a teacher
+        {"left_out": left_out(*[(9, 9)] * 3), "losses": FLAT, "rest_fresh": False},
+        {"left_out": left_out(*[(9, 9)] * 3), "losses": LEVEL},
+        {"left_out": left_out(*[(9, 9)] * 3, trainable=False), "losses": QUARTER},
+        {"left_out": left_out(*[(9, 9)] * 3, trainable=False), "losses": FLAT, "rest_fresh": None},
+        {"left_out": left_out(*[(9, 9)] * 2, fed=True), "losses": LEVEL},
+        {"left_out": left_out(*[(9, 9)] * 3, fed=True), "losses": HALF},
         {"kinds": ("zero_init", "bias", "norm"), "ratios": -8.0, "losses": FLAT},
     ],
 )
@@ -124,6 +144,7 @@ def test_healthy_fits_are_quiet(healthy):
         ),
         ("clip_too_small", {"ratios": -5.0, "losses": FLAT, "after": 1e-3}),
         ("lr_decayed_too_fast", {"losses": FLAT, "rates": 0.5 ** np.arange(0, 40, 2)}),
+        ("lr_decayed_too_fast", {"losses": LEVEL, "rates": np.repeat([1.0, 1e-3], [2, 18])}),
         (
             "lr_decayed_too_fast",
             {
@@ -149,7 +170,10 @@ def test_healthy_fits_are_quiet(healthy):
                 "ratios": [math.nan, math.nan, -3.0],
             },
         ),
-        ("frozen_params", {"losses": FLAT, "left_out": tuple((n, (9, 9)) for n in "xyz")}),
+        ("frozen_params", {"losses": FLAT, "left_out": left_out(*[(9, 9)] * 3)}),
+        ("frozen_params", {"losses": FLAT, "left_out": left_out(*[(9, 9)] * 3, trainable=False)}),
+        ("frozen_params", {"losses": LEVEL, "left_out": left_out(*[(9, 9)] * 3, fed=True)}),
+        ("frozen_params", {"losses": QUARTER, "left_out": left_out(*[(9, 9)] * 3)}),
     ],
 )
 def test_faults_are_named_once(code, broken):
@@ -228,3 +252,17 @@ def test_weights_that_become_nan_are_named_with_the_step():
     # infinities that were there from the start are a mask
     mask = row(0, [nan], weights=[math.inf], update_norms={0: nan})
     assert newly_non_finite([mask], names, at=1) == ()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 1.0])
+def test_quantiles_over_what_was_driven_are_those_of_numpy(share):
+    generator = np.random.default_rng(0)
+    ratios = generator.normal(-3, 1, (20, 3))
+    ratios[3, 1] = -math.inf
+    gradients = np.where(generator.random((20, 3)) < 0.3, 0.0, 1.0)
+    gradients[5] = 0.0
+    found = evidence(ratios, gradients=gradients).quantile(share)
+    for place, value in enumerate(found):
+        known = np.maximum(ratios[place][gradients[place] > 0], -20.0)
+        expected = np.quantile(known, share) if len(known) else np.nan
+        np.testing.assert_allclose(value, expected, rtol=1e-12)
