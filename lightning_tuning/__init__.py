@@ -26,7 +26,11 @@ from lightning_tuning.functional.one_cycle import (
     one_cycle_schedule,
 )
 from lightning_tuning.functional.overfit_batch import OverfitBatchResult
+from lightning_tuning.functional.preflight import PreflightResult
+from lightning_tuning.functional.run_report import RunReport, read_run
 from lightning_tuning.functional.update_ratio.update_ratio import UpdateRatioResult
+from lightning_tuning.workflow.preflight import preflight
+from lightning_tuning.workflow.recipe import recipe
 
 __version__ = "0.1.0"
 
@@ -50,6 +54,8 @@ __all__ = [
     "OneCycleSchedule",
     "OverfitBatchCheck",
     "OverfitBatchResult",
+    "PreflightResult",
+    "RunReport",
     "UpdateRatioMonitor",
     "UpdateRatioResult",
     "WiringCheck",
@@ -58,4 +64,7 @@ __all__ = [
     "lr_range_test",
     "one_cycle",
     "one_cycle_schedule",
+    "preflight",
+    "read_run",
+    "recipe",
 ]

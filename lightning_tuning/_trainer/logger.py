@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from typing import TYPE_CHECKING, Protocol
 
 from lightning.pytorch import Trainer
 
-from lightning_tuning._trainer.media_loggers import TensorBoard, sinks
+from lightning_tuning._trainer.monitor_log import log_figure
 from lightning_tuning._trainer.report import logged_step, run_folder
 
 if TYPE_CHECKING:
@@ -28,15 +27,8 @@ def log_result(trainer: Trainer, check: str, result: PlottableResult) -> None:
     folder = run_folder(trainer)
     if folder is None:
         return
-    figure = result.plot()
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=120)
-    (folder / f"{check}.png").write_bytes(picture.getvalue())
     (folder / f"{check}.json").write_text(result.to_json())
-    for sink in sinks(trainer):
-        tag, step = f"{check}/curve", logged_step(trainer)
-        if not (isinstance(sink, TensorBoard) and sink.drawn(tag, picture.getvalue(), step)):
-            sink.figure(tag, figure, step)
+    log_figure(trainer, f"{check}/curve", result.plot(), logged_step(trainer), file=check)
 
 
 class PlottableResult(Protocol):

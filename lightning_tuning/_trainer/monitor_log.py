@@ -6,6 +6,7 @@ nothing that the program itself logs.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from lightning.pytorch import Callback, Trainer
 
 from lightning_tuning._trainer import custom_scalars
-from lightning_tuning._trainer.media_loggers import sinks
+from lightning_tuning._trainer.media_loggers import TensorBoard, sinks
 from lightning_tuning._trainer.report import real_loggers, run_folder
 from lightning_tuning._trainer.tensorboard_events import write_scalars
 from lightning_tuning.functional.histogram import Histogram
@@ -44,31 +45,44 @@ def log_histograms(trainer: Trainer, histograms: Mapping[str, Histogram], step: 
 def log_image(trainer: Trainer, tag: str, image: np.ndarray[Any, Any], step: int) -> None:
     """Give an image of bytes (height, width, 3) to the loggers that take images.
 
-    Where none does, it becomes a PNG in the run's folder, one for each step. Without a logger
-    nothing is written.
+    It becomes a PNG in the run's folder too: one for each step where no logger takes images, else
+    the latest alone. Without a logger nothing is written.
     """
     takers = sinks(trainer)
     for sink in takers:
         sink.image(tag, image, step)
     folder = run_folder(trainer)
-    if folder is not None and not takers:
+    if folder is not None:
         from matplotlib.image import imsave
 
-        imsave(folder / f"{_file_name(tag)}_{step:06d}.png", image)
+        number = "" if takers else f"_{step:06d}"
+        imsave(folder / f"{_file_name(tag)}{number}.png", image)
 
 
-def log_figure(trainer: Trainer, tag: str, figure: Figure, step: int = 0) -> None:
-    """Give a figure to the loggers that take figures.
+def log_figure(
+    trainer: Trainer, tag: str, figure: Figure, step: int = 0, *, file: str | None = None
+) -> None:
+    """Give a figure to the loggers that take figures, and write it into the run's folder.
 
-    Where none does, it becomes a PNG in the run's folder, the latest instead of those before.
-    Without a logger nothing is written.
+    It is drawn once for both. Without a logger nothing is written.
+
+    Args:
+        trainer: The trainer.
+        tag: Its name for loggers.
+        figure: The figure.
+        step: The place on the axis of ``self.log``.
+        file: Name of the PNG, without its ending; None to make one from the tag. A later figure
+            replaces that before.
     """
-    takers = sinks(trainer)
-    for sink in takers:
-        sink.figure(tag, figure, step)
     folder = run_folder(trainer)
-    if folder is not None and not takers:
-        figure.savefig(folder / f"{_file_name(tag)}.png", dpi=120)
+    if folder is None:
+        return
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=120)
+    (folder / f"{file or _file_name(tag)}.png").write_bytes(picture.getvalue())
+    for sink in sinks(trainer):
+        if not (isinstance(sink, TensorBoard) and sink.drawn(tag, picture.getvalue(), step)):
+            sink.figure(tag, figure, step)
 
 
 def takes_figures(trainer: Trainer) -> bool:

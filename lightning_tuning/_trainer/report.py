@@ -13,8 +13,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_tuning.findings import Finding
 from lightning_tuning.functional.findings_table import as_markdown, as_text
-
-FINDINGS_FILE = "findings.json"
+from lightning_tuning.functional.run_report import FINDINGS_FILE
 
 
 def report(trainer: Trainer, findings: Sequence[Finding]) -> None:

@@ -44,7 +44,7 @@ def settle(trainer: Trainer, check: CheckBeforeFit, findings: Sequence[Finding])
     Raises:
         ChecksFailedError: A check with ``on_fail="raise"`` found something wrong.
     """
-    check.findings = _of_all_ranks(trainer, tuple(findings))
+    check.findings = of_all_ranks(trainer, tuple(findings))
     report(trainer, check.findings)
     callbacks: list[object] = vars(trainer)["callbacks"]
     checks = [c for c in callbacks if isinstance(c, CheckBeforeFit)]
@@ -57,7 +57,7 @@ def settle(trainer: Trainer, check: CheckBeforeFit, findings: Sequence[Finding])
         raise ChecksFailedError(failed)
 
 
-def _of_all_ranks(trainer: Trainer, findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
+def of_all_ranks(trainer: Trainer, findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
     """Return the worst of what the ranks found, for each code and place."""
     if trainer.world_size == 1:
         return findings

@@ -82,6 +82,10 @@ class GradientCheck(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check; all states are restored and data are set up at this moment."""
+        settle(trainer, self, self.examine(trainer, pl_module))
+
+    def examine(self, trainer: Trainer, pl_module: LightningModule) -> tuple[Finding, ...]:
+        """Return what there is to say of a program in ``on_train_start``; nothing is shown."""
         reason = reason_to_skip(trainer)
         if reason is None:
             settings = GradientSettings(
@@ -94,5 +98,4 @@ class GradientCheck(Callback):
                 self.result = measure_gradients(trainer, pl_module, settings)
             except CannotProbeError as error:
                 reason = str(error)
-        findings = (skipped(str(reason)),) if self.result is None else said(self.result)
-        settle(trainer, self, findings)
+        return (skipped(str(reason)),) if self.result is None else said(self.result)

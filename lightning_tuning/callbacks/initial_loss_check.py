@@ -85,6 +85,10 @@ class InitialLossCheck(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check; all states are restored and data are set up at this moment."""
+        settle(trainer, self, self.examine(trainer, pl_module))
+
+    def examine(self, trainer: Trainer, pl_module: LightningModule) -> tuple[Finding, ...]:
+        """Return what there is to say of a program in ``on_train_start``; nothing is shown."""
         reason = reason_to_skip(trainer)
         if reason is None:
             try:
@@ -98,5 +102,4 @@ class InitialLossCheck(Callback):
                     )
             except CannotProbeError as error:
                 reason = str(error)
-        findings = (skipped(str(reason)),) if self.result is None else said(self.result)
-        settle(trainer, self, findings)
+        return (skipped(str(reason)),) if self.result is None else said(self.result)

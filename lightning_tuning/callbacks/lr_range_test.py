@@ -173,6 +173,17 @@ class LRRangeTest(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Run the test; all states are restored and data are set up at this moment."""
+        of_checkpoint = self.result
+        self.findings = self.examine(trainer, pl_module)
+        if self.result is not None and self.result is not of_checkpoint:
+            if self.apply and self.result.suggestion is not None:
+                self.findings += self._apply(trainer, pl_module, self.result.suggestion)
+            log_result(trainer, self._name, self.result)
+        report(trainer, self.findings)
+        start_waiting(trainer, self)
+
+    def examine(self, trainer: Trainer, pl_module: LightningModule) -> tuple[Finding, ...]:
+        """Return what there is to say of a program in ``on_train_start``; nothing is shown."""
         reason = _reason_to_skip(trainer)
         if reason is None:
             try:
@@ -180,14 +191,8 @@ class LRRangeTest(Callback):
             except CannotProbeError as error:
                 reason = str(error)
         if reason is not None or self.result is None:
-            self.findings = (skipped(str(reason)),)
-        else:
-            self.findings = said(self.result)
-            if self.apply and self.result.suggestion is not None:
-                self.findings += self._apply(trainer, pl_module, self.result.suggestion)
-            log_result(trainer, self._name, self.result)
-        report(trainer, self.findings)
-        start_waiting(trainer, self)
+            return (skipped(str(reason)),)
+        return said(self.result)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the result, so that a resumed run still has it."""

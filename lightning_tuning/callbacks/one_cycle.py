@@ -7,9 +7,10 @@ from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lightning_tuning._trainer import monitor_log, schedule
+from lightning_tuning._trainer import schedule
 from lightning_tuning._trainer.learning_rates import rates_of
-from lightning_tuning._trainer.report import report
+from lightning_tuning._trainer.monitor_log import log_figure
+from lightning_tuning._trainer.report import logged_step, report, run_folder
 from lightning_tuning._trainer.schedule_length import refuse_endless, steps_left
 from lightning_tuning._trainer.schedule_start import others_start_later, range_result
 from lightning_tuning.findings import Finding
@@ -188,9 +189,10 @@ class OneCycle(Callback):
             wants_momentum=self.cycle_momentum,
         )
         report(trainer, self.findings)
-        if monitor_log.takes_figures(trainer):
+        if run_folder(trainer) is not None:
             figure = plot_one_cycle(self._result)
-            monitor_log.log_figure(trainer, "one_cycle/schedule", figure, trainer.global_step)
+            step = logged_step(trainer)
+            log_figure(trainer, "one_cycle/schedule", figure, step, file="one_cycle")
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException

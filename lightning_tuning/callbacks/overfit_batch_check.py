@@ -95,6 +95,13 @@ class OverfitBatchCheck(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check; all states are restored and data are set up at this moment."""
+        findings = self.examine(trainer, pl_module)
+        if self.result is not None:
+            log_result(trainer, OVERFIT_BATCH_CHECK, self.result)
+        settle(trainer, self, findings)
+
+    def examine(self, trainer: Trainer, pl_module: LightningModule) -> tuple[Finding, ...]:
+        """Return what there is to say of a program in ``on_train_start``; nothing is shown."""
         reason = reason_to_skip(trainer)
         findings: tuple[Finding, ...] = ()
         if reason is None:
@@ -105,9 +112,7 @@ class OverfitBatchCheck(Callback):
                 reason = str(error)
         if reason is not None:
             findings = speak("skip", "overfit_not_judged", f"Nothing was tried: {reason}.")
-        if self.result is not None:
-            log_result(trainer, OVERFIT_BATCH_CHECK, self.result)
-        settle(trainer, self, findings)
+        return findings
 
     def _measure(self, probe: Probe) -> tuple[Finding, ...]:
         asked = OverfitSettings(

@@ -76,6 +76,10 @@ class WiringCheck(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check; all states are restored and data are set up at this moment."""
+        settle(trainer, self, self.examine(trainer, pl_module))
+
+    def examine(self, trainer: Trainer, pl_module: LightningModule) -> tuple[Finding, ...]:
+        """Return what there is to say of a program in ``on_train_start``; nothing is shown."""
         reason = reason_to_skip(trainer)
         findings: tuple[Finding, ...] = ()
         if reason is None:
@@ -87,7 +91,7 @@ class WiringCheck(Callback):
                 reason = str(error)
         if reason is not None:
             findings = wiring("skip", "step_raised", f"Nothing was checked: {reason}.")
-        settle(trainer, self, findings)
+        return findings
 
 
 def _refuse_unknown(argument: str, names: Sequence[str]) -> None:

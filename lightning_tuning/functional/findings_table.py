@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from lightning_tuning.findings import Finding, Verdict
 
 WIDTH = 100
-_ORDER: tuple[Verdict, ...] = ("fail", "warn", "skip", "pass")
+_VERDICTS: tuple[Verdict, ...] = ("fail", "warn", "skip", "pass")
 _WORDS = {"fail": "failed", "warn": "warned", "skip": "not checked", "pass": "passed"}
 _FEW = 3
 _VERDICT, _CODE = 6, 27
@@ -27,7 +27,18 @@ def worst_first(findings: Sequence[Finding]) -> list[Finding]:
         >>> [finding.verdict for finding in worst_first(made)]
         ['fail', 'pass']
     """
-    return sorted(findings, key=lambda finding: _ORDER.index(finding.verdict))
+    return sorted(findings, key=lambda finding: _VERDICTS.index(finding.verdict))
+
+
+def counted(findings: Sequence[Finding]) -> str:
+    """Return how many failed, warned, were not checked, and passed.
+
+    Example:
+        >>> counted([Finding(check="a", code="zero_init", verdict="fail", message="m")])
+        '1 failed'
+    """
+    counts = Counter(finding.verdict for finding in findings)
+    return ", ".join(f"{counts[v]} {_WORDS[v]}" for v in _VERDICTS if counts[v])
 
 
 def as_text(findings: Sequence[Finding], *, width: int = WIDTH) -> str:
@@ -49,9 +60,7 @@ def as_text(findings: Sequence[Finding], *, width: int = WIDTH) -> str:
         wiring_check: 1 failed
         fail  zero_init                  net.0.weight: All is zero. -> Draw the weights.
     """
-    counts = Counter(finding.verdict for finding in findings)
-    told = ", ".join(f"{counts[v]} {_WORDS[v]}" for v in _ORDER if counts[v])
-    lines = textwrap.wrap(f"{findings[0].check}: {told}", width)
+    lines = textwrap.wrap(f"{findings[0].check}: {counted(findings)}", width)
     quiet: dict[Verdict, list[Finding]] = {"skip": [], "pass": []}
     for finding in worst_first(findings):
         if finding.verdict in quiet and len(findings) > _FEW:

@@ -335,8 +335,16 @@ def test_a_second_logger_that_takes_pictures_is_enough(tmp_path):
     trainer = trainer_with([CSVLogger("."), board])
     assert takes_figures(trainer)
     log_all(trainer, 1)
-    assert not list(tmp_path.rglob("*.png"))
     assert len(events(board).Images("map/a")) == 1
+
+
+def test_the_latest_pictures_lie_in_the_folder_too(tmp_path):
+    trainer = trainer_with(TensorBoardLogger("."))
+    log_all(trainer, 1)
+    first = {path.name: path.read_bytes() for path in tmp_path.rglob("*.png")}
+    log_all(trainer, 2)
+    assert first.keys() == {path.name for path in tmp_path.rglob("*.png")}
+    assert "map_a.png" in first
 
 
 @pytest.mark.parametrize("settings", [{"logger": False}, {"logger": True, "fast_dev_run": True}])

@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_tuning import OneCycle, one_cycle
+from lightning_tuning._trainer import media_loggers
 from tests.toys import Classifier, Manual, loader
 
 
@@ -569,19 +570,26 @@ def test_a_preview_goes_to_the_logger_before_the_first_step(monkeypatch):
     logger, shown = TensorBoardLogger("."), []
     recorder = Recorder()
 
-    def add_figure(tag, figure, global_step):
-        shown.append((tag, len(figure.axes), global_step, len(recorder.values)))
+    def write_png(writer, tag, png, step):
+        shown.append((writer, tag, step, len(recorder.values)))
+        return True
 
-    monkeypatch.setattr(logger.experiment, "add_figure", add_figure)
+    monkeypatch.setattr(media_loggers, "write_png", write_png)
     fit(None, OneCycle(0.2), recorder, logger=logger)
-    assert shown == [("one_cycle/schedule", 2, 0, 0)]
+    assert shown == [(logger.experiment, "one_cycle/schedule", 0, 0)]
 
 
-def test_no_figure_is_drawn_for_a_logger_without_figures(monkeypatch):
+def test_the_figure_lies_in_the_folder_of_any_logger(tmp_path):
+    fit(None, OneCycle(0.2), logger=CSVLogger("."))
+    [file] = tmp_path.rglob("*.png")
+    assert file.name == "one_cycle.png"
+
+
+def test_no_figure_is_drawn_where_nothing_is_logged(monkeypatch):
     from lightning_tuning.callbacks import one_cycle as module
 
     monkeypatch.setattr(module, "plot_one_cycle", lambda schedule: pytest.fail("drawn"))
-    fit(None, OneCycle(0.2), logger=CSVLogger("."))
+    fit(None, OneCycle(0.2), logger=False)
     fit(None, OneCycle(0.2), fast_dev_run=2)
 
 

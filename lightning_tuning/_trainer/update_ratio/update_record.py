@@ -12,12 +12,13 @@ from lightning_tuning._trainer.drawing_pace import DrawingPace
 from lightning_tuning._trainer.fit_gate import why_the_loss_tells_nothing
 from lightning_tuning._trainer.fit_losses import fit_losses
 from lightning_tuning._trainer.monitor_log import chart, log_figure, log_scalars, tag_suffix
-from lightning_tuning._trainer.report import real_loggers, report
+from lightning_tuning._trainer.report import real_loggers, report, run_folder
 from lightning_tuning._trainer.update_ratio.weight_updates import WeightUpdates
 from lightning_tuning.findings import Finding
 from lightning_tuning.functional.fit_course import fit_course
 from lightning_tuning.functional.update_ratio.update_evidence import UpdateEvidence
 from lightning_tuning.functional.update_ratio.update_exact_rules import (
+    UPDATE_RATIO_MONITOR,
     newly_non_finite,
 )
 from lightning_tuning.functional.update_ratio.update_history import (
@@ -123,13 +124,21 @@ class UpdateRecord:
         if interrupted and self._trainer.world_size > 1:
             return
         report(self._trainer, findings)
-        if self._history.rows:
-            self._draw(self._result())
+        result = self._result()
+        if not self._history.rows:
+            return
+        self._draw(result)
+        folder = run_folder(self._trainer)
+        if folder is not None:
+            (folder / f"{UPDATE_RATIO_MONITOR}{self._suffix}.json").write_text(result.to_json())
 
     def _draw(self, result: UpdateRatioResult) -> None:
         if real_loggers(self._trainer) and self._trainer.is_global_zero:
-            tag = f"update_ratio_map{self._suffix}/all"
-            log_figure(self._trainer, tag, result.plot(), result.steps[-1])
+            tag, file = (
+                f"update_ratio_map{self._suffix}/all",
+                f"{UPDATE_RATIO_MONITOR}{self._suffix}",
+            )
+            log_figure(self._trainer, tag, result.plot(), result.steps[-1], file=file)
 
     def _result(self) -> UpdateRatioResult:
         known = self.updates.tracked.known

@@ -1,0 +1,115 @@
+"""What a preflight found out about a program."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Protocol
+
+from lightning_tuning.findings import Finding, Verdict
+from lightning_tuning.functional.findings_table import WIDTH
+from lightning_tuning.functional.html_report import Picture, html_report
+from lightning_tuning.functional.lr_range_test import LRRangeResult
+from lightning_tuning.functional.report_table import as_table, overall
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PREFLIGHT = "preflight"
+
+
+class Measured(Protocol):
+    """The result of a check that measures."""
+
+    def to_json(self) -> str:
+        """Write it."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PreflightResult:
+    """What :func:`~lightning_tuning.preflight` found.
+
+    Attributes:
+        findings: All that there is to say, the checks in the order in which they ran.
+        results: What each check measured, by its name: ``"initial_loss_check"``,
+            ``"overfit_batch_check"``, ``"gradient_check"``, ``"lr_range_test"``.
+        seconds: How long each check took.
+    """
+
+    findings: tuple[Finding, ...]
+    results: Mapping[str, Measured] = dataclasses.field(default_factory=dict)
+    seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def verdict(self) -> Verdict:
+        """The worst verdict; ``"skip"`` only where nothing could be checked.
+
+        Example:
+            >>> PreflightResult(findings=()).verdict
+            'skip'
+        """
+        return overall(self.findings)
+
+    @property
+    def learning_rate(self) -> float | None:
+        """The suggested learning rate; None where there is none.
+
+        Example:
+            >>> PreflightResult(findings=()).learning_rate is None
+            True
+        """
+        found = self.results.get("lr_range_test")
+        return found.suggestion if isinstance(found, LRRangeResult) else None
+
+    def summary(self, *, width: int = WIDTH) -> str:
+        """Return one table: what, verdict, the number, what to do.
+
+        Example:
+            >>> finding = Finding(check="a", code="zero_init", verdict="pass", message="Fine.")
+            >>> print(PreflightResult(findings=(finding,)).summary().splitlines()[0])
+            preflight: 1 passed (0.0 s)
+        """
+        table = as_table(self.findings, title=PREFLIGHT, width=width)
+        first, *others = table.split("\n")
+        return "\n".join([f"{first} ({sum(self.seconds.values()):.1f} s)", *others])
+
+    def to_json(self) -> str:
+        """Return everything as one JSON object.
+
+        Example:
+            >>> json.loads(PreflightResult(findings=()).to_json())["verdict"]
+            'skip'
+        """
+        content = {
+            "verdict": self.verdict,
+            "learning_rate": self.learning_rate,
+            "seconds": dict(self.seconds),
+            "findings": [finding.to_dict() for finding in self.findings],
+            "results": {name: json.loads(each.to_json()) for name, each in self.results.items()},
+        }
+        return json.dumps(content, indent=1)
+
+    def to_html(self) -> str:
+        """Return a page with all findings and figures that needs nothing else.
+
+        Example:
+            >>> PreflightResult(findings=()).to_html().startswith("<!DOCTYPE html>")
+            True
+        """
+        pictures = [
+            Picture(check=name, caption=f"{name.replace('_', ' ')}", png=_png(result.plot()))
+            for name, result in self.results.items()
+            if hasattr(result, "plot")
+        ]
+        rate = self.learning_rate
+        intro = "" if rate is None else f"Suggested learning rate: {rate:.3g}."
+        return html_report(self.findings, pictures, title="Preflight", intro=intro)
+
+
+def _png(figure: Figure) -> bytes:
+    import io
+
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=110)
+    return picture.getvalue()
