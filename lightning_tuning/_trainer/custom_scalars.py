@@ -11,6 +11,10 @@ from lightning.pytorch import Trainer
 from lightning_tuning._trainer.report import real_loggers
 from lightning_tuning._trainer.tensorboard_events import prefix_of
 
+RIGHT = "1. Is the program right?"
+RATE = "2. Which learning rate?"
+WELL = "3. Is it training well?"
+"""The questions that charts are grouped by, in this order."""
 Layout = Mapping[str, Mapping[str, Sequence[Any]]]
 
 _OF: weakref.WeakKeyDictionary[object, dict[str, dict[str, list[Any]]]] = (
@@ -36,7 +40,8 @@ def write(trainer: Trainer) -> None:
         writer: Any = getattr(logger, "experiment", None)
         if writer not in _WRITTEN and callable(getattr(writer, "add_custom_scalars", None)):
             _WRITTEN.add(writer)
-            writer.add_custom_scalars(_with_prefix(layout, prefix_of(logger)))
+            ordered = dict(sorted(layout.items()))
+            writer.add_custom_scalars(_with_prefix(ordered, prefix_of(logger)))
 
 
 def _merge(charts: dict[str, list[Any]], title: str, kind: str, tags: list[str]) -> None:

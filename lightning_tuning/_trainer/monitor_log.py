@@ -7,7 +7,7 @@ nothing that the program itself logs.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning_tuning._trainer import custom_scalars
 from lightning_tuning._trainer.media_loggers import TensorBoard, sinks
 from lightning_tuning._trainer.report import real_loggers, run_folder
-from lightning_tuning._trainer.tensorboard_events import write_scalars
+from lightning_tuning._trainer.tensorboard_events import write_curve, write_scalars
 from lightning_tuning.functional.histogram import Histogram
 
 if TYPE_CHECKING:
@@ -31,6 +31,16 @@ def log_scalars(trainer: Trainer, values: Mapping[str, float], step: int) -> Non
     for logger in real_loggers(trainer):
         if not write_scalars(logger, values, step):
             logger.log_metrics(dict(values), step)
+
+
+def log_curve(trainer: Trainer, curve: Mapping[str, Sequence[float]]) -> None:
+    """Give TensorBoard curves of a measurement before the fit, each over its own steps.
+
+    Other loggers have one axis for all values, which the fit's own steps need.
+    """
+    if trainer.is_global_zero:
+        for logger in real_loggers(trainer):
+            write_curve(logger, curve)
 
 
 def log_histograms(trainer: Trainer, histograms: Mapping[str, Histogram], step: int) -> None:

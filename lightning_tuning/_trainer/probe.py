@@ -135,14 +135,37 @@ class Probe:
             base.restore()
         return Step(loss=loss, calls=tuple(recorder.take()))
 
-    def settle(self, num_steps: int) -> None:
-        """Take a few optimizer steps; single steps then start from there, until a rewind."""
+    def settle(
+        self,
+        num_steps: int,
+        *,
+        batches: Sequence[ProbeBatch] | None = None,
+        until: Callable[[int, Tensor], bool] | None = None,
+    ) -> None:
+        """Take a few optimizer steps; single steps then start from there, until a rewind.
+
+        Args:
+            num_steps: Optimizer steps.
+            batches: What to train on, over and over; None for the fit's own order.
+            until: Called after each step with its number and its loss on the device; True ends it.
+        """
         self.rewind()
-        self._train(num_steps, None, ())
+        self._train(num_steps, self._source(batches, None), (), until or (lambda *_: None))
         self._stand_still(begin=False)
 
-    def validate(self, *, num_batches: int = 2, watch: Sequence[Watch] = ()) -> dict[str, Tensor]:
+    def validate(
+        self,
+        *,
+        num_batches: int = 2,
+        watch: Sequence[Watch] = (),
+        batches: Sequence[ProbeBatch] | None = None,
+    ) -> dict[str, Tensor]:
         """Run the program's validation on a few batches, always from the same state.
+
+        Args:
+            num_batches: At most so many of each validation loader.
+            watch: Contexts to be active around it.
+            batches: What to validate on instead of the validation data.
 
         Returns:
             What it logged, by name.
@@ -156,7 +179,7 @@ class Probe:
             with contextlib.ExitStack() as stack:
                 for context in watch:
                     stack.enter_context(context)
-                return self.box.evaluate(num_batches=num_batches)
+                return self.box.evaluate(num_batches=num_batches, batches=batches)
         except CannotProbeError:
             raise
         except Exception as error:

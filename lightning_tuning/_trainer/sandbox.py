@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from types import TracebackType
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loops.fetchers import _DataLoaderIterDataFetcher
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import Tensor, nn
@@ -91,6 +91,11 @@ class Sandbox:
         """The fit's own optimizers."""
         return self.trainer.optimizers
 
+    @property
+    def callbacks(self) -> list[Callback]:
+        """The fit's own callbacks, which are silent meanwhile."""
+        return self._shield.callbacks
+
     def rewind(self, *, order: int = 0) -> None:
         """Go back to the state at entry; the next run starts with the first batch of a pass.
 
@@ -134,23 +139,29 @@ class Sandbox:
             if loss is None or after_step(step, loss):
                 break
 
-    def evaluate(self, *, num_batches: int) -> dict[str, Tensor]:
+    def evaluate(
+        self, *, num_batches: int, batches: Sequence[ProbeBatch] | None = None
+    ) -> dict[str, Tensor]:
         """Run the user's validation on a few batches, the same ones each time.
 
         Args:
             num_batches: At most so many batches of each validation loader.
+            batches: What to validate on instead of the fit's own data.
 
         Returns:
             What the module logged, by name.
 
         Raises:
-            CannotProbeError: There is no validation data.
+            CannotProbeError: There is no validation data, or several loaders and other batches.
         """
         with kept_random_state():
             if self._validation is None:
                 self._validation = self._read_validation_data(num_batches)
             val_loop = self.trainer.fit_loop.epoch_loop.val_loop
-            val_loop._combined_loader, val_loop._max_batches = self._validation
+            own = self._validation
+            val_loop._combined_loader, val_loop._max_batches = (
+                own if batches is None else _in_the_place_of(own[0], batches)
+            )
             return validation_pass(self.trainer)
 
     def _put_back(self) -> None:
@@ -230,6 +241,16 @@ class Sandbox:
             batches.close()
             data.restore()
         return CombinedLoader(kept, loader._mode), [len(batches) for batches in kept]
+
+
+def _in_the_place_of(
+    loader: CombinedLoader, batches: Sequence[ProbeBatch]
+) -> tuple[CombinedLoader, list[int | float]]:
+    if len(loader.flattened) != 1:
+        raise CannotProbeError("there are several validation loaders")
+    kept = KeptBatches()
+    kept.data = [batch.data for batch in batches]
+    return CombinedLoader([kept], loader._mode), [len(batches)]
 
 
 def _refuse_what_cannot_be_put_back(trainer: Trainer, module: LightningModule) -> None:

@@ -116,10 +116,14 @@ class Shield:
     Args:
         trainer: A trainer inside ``fit``.
         callbacks: The callbacks that are to see the probe's steps instead of the person's own.
+
+    Attributes:
+        callbacks: The person's own.
     """
 
     def __init__(self, trainer: Trainer, callbacks: list[Any]) -> None:
         self._undo: list[Callable[[], None]] = []
+        self.callbacks: list[Any] = vars(trainer)["callbacks"]
         fit_loop, epoch_loop = trainer.fit_loop, trainer.fit_loop.epoch_loop
         val_loop = epoch_loop.val_loop
         automatic, manual = epoch_loop.automatic_optimization, epoch_loop.manual_optimization

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import pathlib
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tensorboard.compat.proto.summary_pb2 import (  # type: ignore[import-untyped]
@@ -58,6 +60,33 @@ def write_png(writer: Any, tag: str, png: bytes, step: int) -> bool:
     image = Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=png)
     file.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
     return True
+
+
+def write_curve(logger: Any, curve: Mapping[str, Sequence[float]]) -> None:
+    """Write numbers over their places from 0 on; nothing where the logger is not TensorBoard's."""
+    file = _event_file(getattr(logger, "experiment", None))
+    if file is None:
+        return
+    before = prefix_of(logger)
+    for tag, values in curve.items():
+        for place, value in enumerate(values):
+            if math.isfinite(value):
+                scalar = Summary.Value(tag=before + tag, simple_value=value)
+                file.add_summary(Summary(value=[scalar]), place)
+
+
+def write_hyperparameters(
+    folder: pathlib.Path, chosen: Mapping[str, float | str], metrics: Mapping[str, float]
+) -> None:
+    """Write a run that the tab "HParams" shows with these settings and results."""
+    from torch.utils.tensorboard import SummaryWriter
+    from torch.utils.tensorboard.summary import hparams
+
+    with SummaryWriter(str(folder)) as writer:
+        for summary in hparams(dict(chosen), dict(metrics)):  # type: ignore[no-untyped-call]
+            writer.file_writer.add_summary(summary)
+        for name, value in metrics.items():
+            writer.add_scalar(name, value)
 
 
 def prefix_of(logger: Any) -> str:

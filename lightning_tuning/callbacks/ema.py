@@ -24,6 +24,7 @@ from lightning_tuning._trainer.averaging.averaging_start import (
 from lightning_tuning._trainer.averaging.saved_weights import LoadedWeights
 from lightning_tuning._trainer.averaging.second_pass import SecondPass, why_not
 from lightning_tuning._trainer.averaging.second_world import History
+from lightning_tuning._trainer.choices import log_choices
 from lightning_tuning._trainer.report import report
 from lightning_tuning.findings import Finding
 from lightning_tuning.functional import ema_findings as say
@@ -281,6 +282,7 @@ class EMAWeights(Callback):
             )
             self._findings += told
             report(trainer, told)
+        log_choices(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the average in the module, though a resumed fit had no step left to take."""

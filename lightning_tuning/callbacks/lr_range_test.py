@@ -8,9 +8,12 @@ from typing import Any, get_args
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_tuning._trainer.before_fit import run_before_fit
+from lightning_tuning._trainer.choices import log_choices, note_choices
+from lightning_tuning._trainer.custom_scalars import RATE
 from lightning_tuning._trainer.errors import CannotProbeError
 from lightning_tuning._trainer.learning_rates import (
     GroupRates,
@@ -21,6 +24,7 @@ from lightning_tuning._trainer.learning_rates import (
 )
 from lightning_tuning._trainer.logger import log_result
 from lightning_tuning._trainer.lr_measurement import TRAIN_LOSS, SweepSettings, measure
+from lightning_tuning._trainer.monitor_log import chart, log_curve
 from lightning_tuning._trainer.report import report
 from lightning_tuning._trainer.schedule_start import start_waiting
 from lightning_tuning.findings import Finding
@@ -178,7 +182,7 @@ class LRRangeTest(Callback):
         if self.result is not None and self.result is not of_checkpoint:
             if self.apply and self.result.suggestion is not None:
                 self.findings += self._apply(trainer, pl_module, self.result.suggestion)
-            log_result(trainer, self._name, self.result)
+            self._show(trainer, self.result)
         report(trainer, self.findings)
         start_waiting(trainer, self)
 
@@ -193,6 +197,10 @@ class LRRangeTest(Callback):
         if reason is not None or self.result is None:
             return (skipped(str(reason)),)
         return said(self.result)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tell the loggers which rate was set."""
+        log_choices(trainer)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the result, so that a resumed run still has it."""
@@ -210,10 +218,26 @@ class LRRangeTest(Callback):
         own += [self.metric.replace("/", "_")] if self.metric != TRAIN_LOSS else []
         return "_".join([_CHECK, *own])
 
+    def _show(self, trainer: Trainer, result: LRRangeResult) -> None:
+        log_result(trainer, self._name, result)
+        curve = {"loss": result.losses, "smoothed": result.smoothed, "rate": result.rates}
+        log_curve(trainer, {f"{self._name}/{name}": values for name, values in curve.items()})
+        name = self._name
+        charts = {
+            f"{name}: loss over the sweep's steps": [f"{name}/loss", f"{name}/smoothed"],
+            f"{name}: learning rate of the sweep": [f"{name}/rate"],
+        }
+        if any(
+            isinstance(callback, LearningRateMonitor) for callback in vars(trainer)["callbacks"]
+        ):
+            charts["learning rate of the fit"] = ["lr-.*"]
+        chart(trainer, {RATE: {title: ["Multiline", tags] for title, tags in charts.items()}})
+
     def _apply(self, trainer: Trainer, module: LightningModule, rate: float) -> tuple[Finding, ...]:
         rates = rates_of(trainer, self.optimizer)
         unknown = apply_learning_rate(trainer, rates, rate)
         set_module_rate(module, rate, rates)
+        note_choices(trainer, learning_rate=rate)
         if not unknown:
             return ()
         finding = overruled(unknown, rate)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_tuning._trainer import schedule
+from lightning_tuning._trainer.choices import log_choices, note_choices
 from lightning_tuning._trainer.learning_rates import rates_of
 from lightning_tuning._trainer.monitor_log import log_figure
 from lightning_tuning._trainer.report import logged_step, report, run_folder
@@ -189,10 +190,15 @@ class OneCycle(Callback):
             wants_momentum=self.cycle_momentum,
         )
         report(trainer, self.findings)
+        note_choices(trainer, max_lr=max(self._result.max_lr), total_steps=total)
         if run_folder(trainer) is not None:
             figure = plot_one_cycle(self._result)
             step = logged_step(trainer)
             log_figure(trainer, "one_cycle/schedule", figure, step, file="one_cycle")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tell the loggers which peak and length were taken."""
+        log_choices(trainer)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException

@@ -6,8 +6,10 @@ import dataclasses
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lightning_tuning._trainer.custom_scalars import RIGHT
 from lightning_tuning._trainer.errors import CannotProbeError
 from lightning_tuning._trainer.logger import log_result
+from lightning_tuning._trainer.monitor_log import chart, log_curve
 from lightning_tuning._trainer.overfit_batch import overfit_batch, settings_rescue
 from lightning_tuning._trainer.overfit_batch.overfit_batch_search import OverfitSettings
 from lightning_tuning._trainer.probe import Probe
@@ -97,7 +99,7 @@ class OverfitBatchCheck(Callback):
         """Check; all states are restored and data are set up at this moment."""
         findings = self.examine(trainer, pl_module)
         if self.result is not None:
-            log_result(trainer, OVERFIT_BATCH_CHECK, self.result)
+            self._show(trainer, self.result)
         settle(trainer, self, findings)
 
     def examine(self, trainer: Trainer, pl_module: LightningModule) -> tuple[Finding, ...]:
@@ -113,6 +115,14 @@ class OverfitBatchCheck(Callback):
         if reason is not None:
             findings = speak("skip", "overfit_not_judged", f"Nothing was tried: {reason}.")
         return findings
+
+    def _show(self, trainer: Trainer, result: OverfitBatchResult) -> None:
+        log_result(trainer, OVERFIT_BATCH_CHECK, result)
+        curve = {"overfit_batch/loss": result.best.losses}
+        if result.zeroed is not None:
+            curve["overfit_batch/loss_without_inputs"] = result.zeroed.losses
+        log_curve(trainer, curve)
+        chart(trainer, {RIGHT: {"loss on a tiny batch": ["Multiline", ["overfit_batch/.*"]]}})
 
     def _measure(self, probe: Probe) -> tuple[Finding, ...]:
         asked = OverfitSettings(

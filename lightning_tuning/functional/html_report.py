@@ -18,10 +18,10 @@ _STYLE = """
   :root { --fail: #ff7b72; --warn: #ffb74d; --pass: #81c784; --skip: #aaa; } }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 64rem; margin: 2rem auto;
   padding: 0 1rem; }
-table { border-collapse: collapse; width: 100%; }
+table { border-collapse: collapse; width: 100%; table-layout: fixed; }
 th, td { text-align: left; vertical-align: top; padding: .35rem .6rem;
   border-bottom: 1px solid var(--line); overflow-wrap: anywhere; }
-td:first-child { white-space: nowrap; }
+th:nth-child(1) { width: 15rem; } th:nth-child(2) { width: 4.5rem; } th:nth-child(4) { width: 30%; }
 code { font-size: .92em; }
 img { max-width: 100%; background: #fff; border: 1px solid var(--line); }
 summary { cursor: pointer; color: var(--skip); padding: .35rem 0; }

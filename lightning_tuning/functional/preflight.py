@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PREFLIGHT = "preflight"
+_CAPTIONS = {
+    "overfit_batch_check": "Training on a tiny batch, at each learning rate that was tried",
+    "lr_range_test": "The loss as the learning rate rises, and short runs at single rates",
+}
 
 
 class Measured(Protocol):
@@ -98,7 +102,7 @@ class PreflightResult:
             True
         """
         pictures = [
-            Picture(check=name, caption=f"{name.replace('_', ' ')}", png=_png(result.plot()))
+            Picture(check=name, caption=_CAPTIONS.get(name, ""), png=_png(result.plot()))
             for name, result in self.results.items()
             if hasattr(result, "plot")
         ]

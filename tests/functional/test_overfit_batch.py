@@ -194,3 +194,12 @@ def test_a_setting_is_named_where_another_one_helps_twice():
     ]:
         assert loud(quiet) == []
         assert [finding.code for finding in settings_findings(quiet)] == list(CODES)
+
+
+def test_betas_in_the_wrong_order_are_named_however_it_trains():
+    for betas in [(0.999, 0.9), (0.99, 0.95)]:
+        given = SettingsEvidence(progress=(0.8,), betas=((0.9, 0.999), betas))
+        assert loud(given) == ["momentum_too_high"]
+        assert loud(dataclasses.replace(given, reason="a reason")) == ["momentum_too_high"]
+    for betas in [(0.9, 0.999), (0.99, 0.999), (0.99, 0.99), (0.95, 0.9), (0.9, 0.5)]:
+        assert loud(SettingsEvidence(progress=(0.8,), betas=(betas,))) == []

@@ -45,15 +45,20 @@ def test_a_warm_up_that_the_fit_does_not_see_the_end_of():
 
 
 @pytest.mark.parametrize(
-    ("as_it_is", "changed", "expected"),
+    ("code", "as_it_is", "changed", "expected"),
     [
-        ((0.2, 0.3), (0.9, 0.9), "warn"),
-        ((0.2, 0.3), (0.9, 0.8), "pass"),
-        ((0.2, 0.6), (0.9, 0.95), "pass"),
-        ((0.6, 0.6), (0.95, 0.95), "pass"),
+        ("momentum_too_high", (0.2, 0.3), (0.9, 0.9), "warn"),
+        ("momentum_too_high", (0.2, 0.3), (0.9, 0.8), "pass"),
+        ("clip_too_small", (0.6, 0.6), (0.95, 0.95), "warn"),
+        ("clip_too_small", (0.2, 0.8), (0.9, 0.99), "pass"),
+        ("clip_too_small", (0.2, 0.2), (0.75, 0.7), "pass"),
+        ("clip_too_small", (0.8, 0.8), (0.99, 0.99), "pass"),
+        # a lower rate is slower where nothing is wrong
+        ("lr_too_high", (0.2, 0.3), (0.6, 0.66), "warn"),
+        ("lr_too_high", (0.2, 0.3), (0.6, 0.64), "pass"),
     ],
 )
-def test_another_setting_must_leave_a_quarter_of_the_loss_twice(as_it_is, changed, expected):
-    rescue = Rescue(code="momentum_too_high", change="", progress=changed)
+def test_another_setting_must_leave_far_less_of_the_loss_twice(code, as_it_is, changed, expected):
+    rescue = Rescue(code=code, change="", progress=changed)
     evidence = SettingsEvidence(progress=as_it_is, rescues=(rescue,))
-    assert verdict(evidence, "momentum_too_high") == expected
+    assert verdict(evidence, code) == expected

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from lightning.pytorch import Trainer
 
+from lightning_tuning._trainer.custom_scalars import WELL
 from lightning_tuning._trainer.drawing_pace import DrawingPace
 from lightning_tuning._trainer.monitor_log import (
     chart,
     log_figure,
     log_histograms,
-    log_image,
     log_scalars,
     takes_figures,
 )
@@ -25,9 +23,6 @@ from lightning_tuning.functional.activations.activation_result import (
 )
 from lightning_tuning.functional.activations.activation_step import ActivationStep, Sampled
 from lightning_tuning.functional.histogram import Histogram
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 _BY_LAYER = {
     "activation_mean": "mean",
@@ -53,9 +48,10 @@ class ActivationWriter:
     def start(self, trainer: Trainer) -> None:
         """Ask for one chart for each kind of number, with a line for each layer."""
         charts = {
-            f"{tag}{self._suffix}": ["Multiline", [f"{tag}{self._suffix}/.*"]] for tag in _BY_LAYER
+            f"{tag}{self._suffix}".replace("_", " "): ["Multiline", [f"{tag}{self._suffix}/.*"]]
+            for tag in _BY_LAYER
         }
-        chart(trainer, {f"Activations{self._suffix.replace('_', ' ')}": charts})
+        chart(trainer, {WELL: charts})
 
     def write(self, trainer: Trainer, step: ActivationStep) -> None:
         """Write numbers and histograms of a step."""
@@ -88,33 +84,20 @@ class ActivationWriter:
         """Draw if it takes a hundredth of the time at most; all ranks may call it."""
         if trainer.is_global_zero and takes_figures(trainer) and self._pace.allows():
             with self._pace.spending():
-                figure = record.result().plot()
-                log_figure(trainer, f"{self._tag}/layers", figure, logged_step(trainer))
+                self._draw(trainer, record.result())
 
     def draw(self, trainer: Trainer, result: ActivationResult) -> None:
         """Draw the whole fit; all ranks must call it."""
-        from matplotlib.image import imsave
-
         folder = run_folder(trainer)
         if folder is None or not result.layers:
             return
         (folder / f"{self._tag}.json").write_text(result.to_json())
-        image = _pixels(result.plot())
-        imsave(folder / f"{self._tag}.png", image)
-        if takes_figures(trainer):
-            log_image(trainer, f"{self._tag}/layers", image, logged_step(trainer))
+        self._draw(trainer, result)
+
+    def _draw(self, trainer: Trainer, result: ActivationResult) -> None:
+        tag, step = f"{self._tag}/layers", logged_step(trainer)
+        log_figure(trainer, tag, result.plot(), step, file=self._tag)
 
     @property
     def _tag(self) -> str:
         return f"{CHECK}{self._suffix}"
-
-
-def _pixels(figure: Figure) -> np.ndarray[Any, Any]:
-    """Render a figure once, for the file and for all loggers."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    figure.set_dpi(120)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()  # type: ignore[no-untyped-call]
-    pixels = canvas.buffer_rgba()  # type: ignore[no-untyped-call]
-    return np.ascontiguousarray(np.asarray(pixels)[..., :3])

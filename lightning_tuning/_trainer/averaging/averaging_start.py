@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.data import extract_batch_size
 
 from lightning_tuning._trainer.averaging.averages import Averages
+from lightning_tuning._trainer.choices import note_choices
 from lightning_tuning._trainer.schedule_length import steps_left
 from lightning_tuning._trainer.schedule_start import callbacks_of
 from lightning_tuning._trainer.shards import UNTRIED_STRATEGIES
@@ -95,6 +96,7 @@ def settle_decay(
         moves = _in_moves(trainer, batch, parse_half_life(half_life))
         decay = half_life_decay(moves)
     averages.set_decay(decay)
+    note_choices(trainer, ema_decay=decay)
     return half_life_finding(
         moves,
         averages.length,

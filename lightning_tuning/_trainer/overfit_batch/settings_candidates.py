@@ -79,10 +79,12 @@ def without_clipping(probe: Probe, left: float) -> Iterator[Change]:
         yield Change(code="clip_too_small", text=text, prepare=prepare)
 
 
-def with_usual_momentum(groups: Sequence[Group]) -> Iterator[Change]:
-    """Yield a momentum of 0.9, where it is far above."""
+def with_usual_momentum(
+    groups: Sequence[Group], above: float = _MOMENTUM_LIMIT
+) -> Iterator[Change]:
+    """Yield a momentum of 0.9, where it is above a limit."""
     largest = max((momentum_of(group) for group in groups), default=0.0)
-    if largest > _MOMENTUM_LIMIT:
+    if largest > above:
         text = f"a momentum of {MOMENTUM} instead of {largest:.4g}"
         yield Change(code="momentum_too_high", text=text, values=usual_momentum)
 

@@ -101,6 +101,12 @@ def momentum_of(group: Group) -> float:
     return float(group["betas"][0] if "betas" in group else group.get("momentum", 0.0))
 
 
+def betas_of(optimizers: Sequence[Optimizer]) -> tuple[tuple[float, float], ...]:
+    """Return Adam's two of all groups that have two."""
+    found = (group.get("betas", ()) for o in optimizers for group in o.param_groups)
+    return tuple((float(betas[0]), float(betas[1])) for betas in found if len(betas) == 2)
+
+
 class NoDropout(TorchFunctionMode):
     """Leaves out dropout wherever a program calls it, also where it says ``training=True``."""
 

@@ -22,9 +22,13 @@ from lightning_tuning._trainer.overfit_batch.settings_candidates import (
     without_clipping,
     without_decay,
 )
-from lightning_tuning._trainer.overfit_batch.settings_changes import DuringSteps, pinned
+from lightning_tuning._trainer.overfit_batch.settings_changes import (
+    DuringSteps,
+    betas_of,
+    pinned,
+)
 from lightning_tuning._trainer.overfit_batch.settings_clipping import GradientsBeforeStep
-from lightning_tuning._trainer.overfit_batch.settings_momentum import outdone_by_usual_momentum
+from lightning_tuning._trainer.overfit_batch.settings_outdone import outdone_by_other_settings
 from lightning_tuning._trainer.overfit_batch.settings_schedule import schedule_rise
 from lightning_tuning._trainer.overfit_batch.settings_watches import LastRate, Movement
 from lightning_tuning._trainer.probe import Probe, Watch
@@ -63,7 +67,10 @@ def measure(probe: Probe, *, own_targets: bool) -> SettingsEvidence:
     """
     ordinary = ordinary_run(probe)
     as_it_is = SettingsEvidence(
-        progress=(ordinary.progress,), start=ordinary.run.before, chance=ordinary.chance
+        progress=(ordinary.progress,),
+        start=ordinary.run.before,
+        chance=ordinary.chance,
+        betas=betas_of(probe.trainer.optimizers),
     )
     rise = schedule_rise(probe, ordinary)
     as_it_is = dataclasses.replace(as_it_is, rise=rise)
@@ -72,9 +79,10 @@ def measure(probe: Probe, *, own_targets: bool) -> SettingsEvidence:
         return dataclasses.replace(as_it_is, reason=_SEVERAL)
     reason = _SELF_MADE if own_targets else _unjudgeable(ordinary)
     reason = str(probe.trainer.strategy.broadcast(reason))
-    outdone = as_it_is if reason else outdone_by_usual_momentum(probe, as_it_is)
+    outdone = as_it_is if reason else outdone_by_other_settings(probe, as_it_is)
     if outdone.outdone or not badly:
         return outdone
+    reason = reason or str(probe.trainer.strategy.broadcast(_far_from_chance(ordinary)))
     if reason:
         return dataclasses.replace(as_it_is, reason=reason)
     return _Rescuer(probe, ordinary, rise).evidence(as_it_is)
@@ -206,12 +214,17 @@ def _unjudgeable(ordinary: OrdinaryRun) -> str:
         return f"the loss goes from {last:.4g} to no number at all, without rising before"
     if ordinary.chance is None and min((run.before, *run.losses)) <= 0:
         return "a loss below zero has no known scale"
-    if ordinary.chance is not None and run.before > _FAR_FROM_CHANCE * ordinary.chance:
-        return (
-            f"the loss starts at {run.before:.4g}, far above chance ({ordinary.chance:.4g}), which "
-            "is no matter of these settings"
-        )
     return ""
+
+
+def _far_from_chance(ordinary: OrdinaryRun) -> str:
+    before, chance = ordinary.run.before, ordinary.chance
+    if chance is None or before <= _FAR_FROM_CHANCE * chance:
+        return ""
+    return (
+        f"the loss starts at {before:.4g}, far above chance ({chance:.4g}), which is no matter of "
+        "these settings"
+    )
 
 
 def _before_it_broke(run: Run) -> float | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -108,6 +108,10 @@ class TrackedParameters:
         place = self._places[parameter]
         assert place is not None
         return place
+
+    def ids(self, places: Collection[int]) -> set[int]:
+        """Return the ids of the parameters with these indices."""
+        return {id(p) for p, place in self._places.items() if place in places}
 
     def fresh(self) -> bool | None:
         """Whether the weights look as if nobody had trained them; None where that can't be told.

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_tuning._trainer.cadence import Cadence
+from lightning_tuning._trainer.custom_scalars import WELL
 from lightning_tuning._trainer.drawing_pace import DrawingPace
 from lightning_tuning._trainer.fit_gate import why_the_loss_tells_nothing
 from lightning_tuning._trainer.fit_losses import fit_losses
 from lightning_tuning._trainer.monitor_log import chart, log_figure, log_scalars, tag_suffix
 from lightning_tuning._trainer.report import real_loggers, report, run_folder
+from lightning_tuning._trainer.unread_flags import unread_flags
 from lightning_tuning._trainer.update_ratio.weight_updates import WeightUpdates
 from lightning_tuning.findings import Finding
 from lightning_tuning.functional.fit_course import fit_course
@@ -164,9 +166,15 @@ class UpdateRecord:
             shapes=tuple(t.shape for t in known),
             left_out=tracked.left_out(),
             rest_fresh=tracked.rest_is_fresh(set(range(len(known))) - reached),
+            unread=unread_flags(self._trainer, tracked.ids(self._driven())),
             steps=self._cadence.step - self._first_step,
             at=self._cadence.step,
         )
+
+    def _driven(self) -> set[int]:
+        """Return the indices of what had a gradient that is not zero."""
+        rows = self._history.rows
+        return {i for row in rows for i, norm in row.gradient_norms.items() if norm > 0}
 
     def _urgent(self) -> tuple[Finding, ...]:
         if self._told_non_finite:
@@ -195,13 +203,14 @@ class UpdateRecord:
     def _layout(self) -> dict[str, dict[str, list[object]]]:
         s = self._suffix
         part = f"update_ratio_summary{s}"
+        here = s.replace("_", " ")
         names = ("median", "low", "high", "target", "band_low", "band_high")
         return {
-            f"update ratio{s}": {
-                "log10 of update / weight: median, extremes, band": [
+            WELL: {
+                f"log10 of update / weight{here}: median, extremes, band": [
                     "Multiline",
                     [f"{part}/{name}" for name in names],
                 ],
-                "gradient norm": ["Multiline", [f"gradient_norm{s}/.*"]],
+                f"gradient norm{here}": ["Multiline", [f"gradient_norm{s}/.*"]],
             }
         }

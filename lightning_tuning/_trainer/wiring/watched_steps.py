@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 from lightning_tuning._trainer.errors import CannotProbeError
 from lightning_tuning._trainer.ordinary_run import STEPS, ordinary_run, within_time
 from lightning_tuning._trainer.probe import Probe, Watch
+from lightning_tuning._trainer.unread_flags import unread_flags
 from lightning_tuning._trainer.wiring.fates import Fate, FateReader
 from lightning_tuning._trainer.wiring.gradient_ledger import (
     Clearing,
@@ -23,6 +24,7 @@ from lightning_tuning._trainer.wiring.gradient_ledger import (
 from lightning_tuning._trainer.wiring.owners import Owned, owned_tensors
 from lightning_tuning._trainer.wiring.uses import Uses, leaves
 from lightning_tuning.functional.progress import progress
+from lightning_tuning.functional.unread_flags import UnreadFlag
 from lightning_tuning.functional.untouched import untouched
 from lightning_tuning.functional.wiring.wiring_parameters import Rescue
 
@@ -46,6 +48,7 @@ class WatchedSteps:
         windows: For each optimizer the number of batches that went into each step.
         no_step: Whether losses went backward and no optimizer ever took a step.
         scheduled: Whether something schedules the learning rate.
+        unread: Attributes that were to freeze or to thaw, and did not.
     """
 
     fates: tuple[Fate, ...]
@@ -56,6 +59,7 @@ class WatchedSteps:
     windows: tuple[tuple[int, ...], ...]
     no_step: bool
     scheduled: bool
+    unread: tuple[UnreadFlag, ...]
 
 
 def watched_steps(probe: Probe) -> WatchedSteps:
@@ -133,11 +137,12 @@ def _measured(probe: Probe) -> WatchedSteps:
     accounts = [ledger.accounts[name] for name in watched]
     rows = flags_on_host(accounts)
     held_ids = {id(p) for p in held}
+    fates = tuple(
+        reads.fate(name, o, account, row)
+        for (name, o), account, row in zip(watched.items(), accounts, rows, strict=True)
+    )
     return WatchedSteps(
-        fates=tuple(
-            reads.fate(name, o, account, row)
-            for (name, o), account, row in zip(watched.items(), accounts, rows, strict=True)
-        ),
+        fates=fates,
         losses=len(ends),
         losses_for_nobody=sum(_for_nobody(end, held_ids, owned) for end in ends),
         steps=tuple(ledger.steps.get(id(o), 0) for o in trainer.optimizers),
@@ -145,6 +150,8 @@ def _measured(probe: Probe) -> WatchedSteps:
         windows=tuple(tuple(ledger.windows.get(id(o), ())) for o in trainer.optimizers),
         no_step=no_step,
         scheduled=bool(trainer.lr_scheduler_configs),
+        # what the steps have set is still there
+        unread=unread_flags(trainer, {id(f.parameter) for f in fates if f.fed and f.holders}),
     )
 
 

@@ -48,6 +48,7 @@ def measure(probe: Probe) -> Evidence:
             numbers=numbers,
             share=numbers / max(called, 1),
             rescue=_with(probe, frozen),
+            unread=steps.unread,
         ),
     )
 

@@ -153,8 +153,13 @@ def _stray(r: Reading) -> float:
 
 
 def _restless(r: Reading) -> bool:
-    """Whether the loss strays from its trend by more than a small part of what there is."""
-    return _stray(r) > _STRAYS * min(abs(r.reference), max(r.gain, 0.25 * abs(r.reference)))
+    """Whether the loss strays from its trend by more than a small part of what there is.
+
+    Where training does not show it, validation may stray for reasons of its own, such as other
+    shares of the classes: then it has to stray twice as far.
+    """
+    stray = max(r.train_wander, (r.val_wander or 0.0) / (1 if r.train_wander > 0 else 2))
+    return stray > _STRAYS * min(abs(r.reference), max(r.gain, 0.25 * abs(r.reference)))
 
 
 def _falls_late(r: Reading) -> bool:

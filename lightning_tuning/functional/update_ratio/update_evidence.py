@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lightning_tuning.functional.fit_course import FitCourse
+from lightning_tuning.functional.unread_flags import UnreadFlag
 from lightning_tuning.functional.update_ratio.update_ratio import Matrix, UpdateRatioResult, matrix
 
 Choice = npt.NDArray[np.bool_]
@@ -48,6 +49,7 @@ class UpdateEvidence:
         shapes: Of each tensor.
         left_out: The matrices that belong to no optimizer and are as they were when the fit began.
         rest_fresh: The same as ``fresh`` of these, and of what got no gradient.
+        unread: Attributes that were to freeze or to thaw, and did not.
         steps: Optimizer steps of the fit.
         at: The place on the axis of ``self.log``.
     """
@@ -63,6 +65,7 @@ class UpdateEvidence:
     shapes: tuple[tuple[int, ...], ...]
     left_out: tuple[LeftOut, ...]
     rest_fresh: bool | None
+    unread: tuple[UnreadFlag, ...]
     steps: int
     at: int
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lightning_tuning.findings import Finding, Scalar
+from lightning_tuning.functional import unread_flags
 from lightning_tuning.functional.update_ratio.update_evidence import LeftOut, UpdateEvidence
 from lightning_tuning.functional.update_ratio.update_exact_rules import (
     nothing_measured,
@@ -31,7 +32,12 @@ def gradients_arrive(evidence: UpdateEvidence) -> tuple[Finding, ...]:
     - what would take a gradient: less than 30 %;
     - what has a gradient that no optimizer takes: less than 50 %, and nothing more in the second
       half of the fit. Who means to freeze does not compute gradients.
+
+    An attribute that was to freeze or to thaw, and that nothing reads, is a fault however the fit
+    goes.
     """
+    if evidence.unread:
+        return (_unread(evidence),)
     course = evidence.course
     if len(evidence.result.steps) < _FEWEST_ROWS:
         return (nothing_measured(evidence, "frozen_params"),)
@@ -81,6 +87,18 @@ def gradients_arrive(evidence: UpdateEvidence) -> tuple[Finding, ...]:
             where=where,
             numbers={**numbers, "start": course.start, "end": course.end},
         ),
+    )
+
+
+def _unread(evidence: UpdateEvidence) -> Finding:
+    return update_finding(
+        "fail",
+        "frozen_params",
+        unread_flags.told(evidence.unread),
+        at=evidence.at,
+        hint=unread_flags.HINT,
+        where=evidence.unread[0].where,
+        numbers={"flags": len(evidence.unread)},
     )
 
 

@@ -6,6 +6,8 @@ import dataclasses
 import math
 
 from lightning_tuning.findings import Finding
+from lightning_tuning.functional import unread_flags
+from lightning_tuning.functional.unread_flags import UnreadFlag
 from lightning_tuning.functional.wiring.wiring_finding import wiring
 
 
@@ -79,12 +81,14 @@ class Frozen:
         numbers: How many numbers they have together.
         share: The share of these among all numbers that the step uses.
         rescue: Training with them unfrozen; None where not tried.
+        unread: Attributes that were to freeze or to thaw, and did not.
     """
 
     names: tuple[str, ...]
     numbers: int
     share: float
     rescue: Rescue | None
+    unread: tuple[UnreadFlag, ...]
 
 
 def params_not_in_optimizer(evidence: NotHeld) -> tuple[Finding, ...]:
@@ -147,6 +151,15 @@ def _reason(evidence: NotHeld) -> str:
 def frozen_params(evidence: Frozen) -> tuple[Finding, ...]:
     """Judge parameters without ``requires_grad``."""
     code = "frozen_params"
+    if evidence.unread:
+        return wiring(
+            "fail",
+            code,
+            unread_flags.told(evidence.unread),
+            hint=unread_flags.HINT,
+            where=evidence.unread[0].where,
+            flags=len(evidence.unread),
+        )
     if not evidence.names:
         return wiring("pass", code, "No parameter that the training step uses is frozen.")
     rescue = evidence.rescue

@@ -55,7 +55,7 @@ class Net(LightningModule):
         return [optimizer], [{"scheduler": schedule, "interval": self.interval}]
 
 
-def alarms(module, *, samples=256, max_steps=1000):
+def alarms(module, *, samples=256, max_steps=1000, **settings):
     seed_everything(1, verbose=False)
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(samples, 16, generator=generator)
@@ -64,6 +64,7 @@ def alarms(module, *, samples=256, max_steps=1000):
     trainer = Trainer(
         accelerator="cpu", max_epochs=-1, max_steps=max_steps, logger=False, callbacks=[check],
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        **settings,
     )  # fmt: skip
     trainer.fit(module, DataLoader(TensorDataset(inputs, labels), 32, shuffle=True))
     return check.alarms
@@ -125,6 +126,17 @@ def test_a_momentum_that_swings():
     assert alarms(Net(momentum=0.995, lr=2e-3)) == {}
 
 
+@pytest.mark.parametrize(("clip", "expected"), [(1e-2, {"clip_too_small"}), (1.0, set())])
+def test_a_clipping_that_slows_a_program_which_learns(clip, expected):
+    module = Net(lr=0.3)
+    assert set(alarms(module, gradient_clip_val=clip)) == expected
+
+
+@pytest.mark.parametrize(("lr", "expected"), [(8.0, {"lr_too_high"}), (0.3, set())])
+def test_a_rate_at_which_a_program_learns_less_than_at_a_lower_one(lr, expected):
+    assert set(alarms(Net(lr=lr, momentum=0.0))) == expected
+
+
 def test_gradients_before_each_step():
     class Look(Callback):
         def on_train_start(self, trainer, pl_module):
@@ -143,3 +155,33 @@ def test_gradients_before_each_step():
         )  # fmt: skip
         trainer.fit(Net(adjust=adjust), data)
         assert look.share == pytest.approx(expected)
+
+
+class Betas(Net):
+    def __init__(self, *betas):
+        super().__init__()
+        self.betas = betas
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.Adam if len(self.betas) == 2 else Three
+        return optimizer(self.parameters(), 1e-3, betas=self.betas)
+
+
+class Three(torch.optim.Adam):
+    """An optimizer with a momentum of differences, such as Adan."""
+
+    def __init__(self, parameters, lr, betas):
+        super().__init__(parameters, lr, betas=betas[::2])
+        for group in self.param_groups:
+            group["betas"] = betas
+
+    def step(self, closure=None):
+        return closure()
+
+
+def test_betas_in_the_wrong_order():
+    found = alarms(Betas(0.999, 0.9))["momentum_too_high"]
+    assert found.verdict == "warn"
+    assert "(0.999, 0.9)" in found.message
+    assert alarms(Betas(0.9, 0.999)) == {}
+    assert "momentum_too_high" not in alarms(Betas(0.99, 0.92, 0.98))

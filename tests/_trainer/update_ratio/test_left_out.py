@@ -133,6 +133,42 @@ def test_what_is_left_out_is_told_apart():
     }
 
 
+class Thaws(Encoded):
+    """A frozen encoder that is to learn from the third epoch on."""
+
+    def __init__(self, attribute, of_module=False):
+        super().__init__()
+        self.attribute, self.of_module = attribute, of_module
+        self.encoder.requires_grad_(False)
+
+    def on_train_epoch_start(self):
+        if self.current_epoch == 2:
+            for one in [self.encoder] if self.of_module else self.encoder.parameters():
+                setattr(one, self.attribute, True)
+
+
+def test_a_thaw_that_nothing_reads_is_a_failure():
+    seed_everything(0, verbose=False)
+    for module in (Thaws("require_grad"), Thaws("requires_grad", of_module=True)):
+        monitor = fit(module, epochs=3)
+        [finding] = [finding for finding in monitor.findings if finding.code == "frozen_params"]
+        assert finding.verdict == "fail"
+        assert finding.where.startswith("encoder")
+    assert verdict(fit(Thaws("requires_grad"), epochs=3), "frozen_params") == "pass"
+
+
+def test_a_freeze_that_nothing_reads_is_a_failure():
+    def flagged(trained):
+        module = Encoded(trained=trained)
+        module.encoder.requires_grad = False
+        return module
+
+    seed_everything(0, verbose=False)
+    assert verdict(fit(flagged(("encoder", "head")), epochs=3), "frozen_params") == "fail"
+    # it is left as it is in another way
+    assert verdict(fit(flagged(("head",)), epochs=1), "frozen_params") == "pass"
+
+
 def test_line_search_on_raw_targets_is_healthy():
     """L-BFGS is done before the first loss is known, and its first step is of any size."""
     generator = torch.Generator().manual_seed(1)

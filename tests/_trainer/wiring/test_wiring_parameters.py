@@ -143,6 +143,102 @@ def test_both_networks_of_a_gan_need_an_optimizer():
     assert verdicts(lambda: Adversarial(["net", "critic"]))[code] == "pass"
 
 
+class Flagged(Base):
+    """A trunk and a head; ``flag`` is what somebody sets to freeze or to thaw the trunk."""
+
+    def __init__(self, flag, *, frozen=False, at="start"):
+        super().__init__(nn.Linear(10, 64), nn.ReLU())
+        self.head = nn.Linear(64, 4)
+        self.net.requires_grad_(not frozen)
+        self.flag, self.at = flag, at
+        if at == "start":
+            flag(self.net)
+
+    def forward(self, x):
+        return self.head(self.net(x))
+
+    def on_train_batch_start(self, batch, batch_idx):
+        if self.at == "batch" and batch_idx == 2:
+            self.flag(self.net)
+
+
+def each(name, value):
+    """What sets an attribute of all parameters of a module."""
+    return lambda net: [setattr(p, name, value) for p in net.parameters()]
+
+
+def whole(name, value):
+    return lambda net: setattr(net, name, value)
+
+
+class Configured(nn.Linear):
+    """An option of its own, by which it is called or not."""
+
+    def __init__(self, requires_grad):
+        super().__init__(10, 64)
+        self.requires_grad = requires_grad
+
+
+@pytest.mark.parametrize(
+    ("make", "where"),
+    [
+        (lambda: Flagged(each("require_grad", True), frozen=True), "net.0.weight"),
+        (lambda: Flagged(each("require_grad", True), frozen=True, at="batch"), "net.0.weight"),
+        (lambda: Flagged(each("required_gradient", False)), "net.0.weight"),
+        (lambda: Flagged(whole("requires_grad", True), frozen=True), "net"),
+        (lambda: Flagged(whole("requires_grad", False)), "net"),
+        (lambda: Flagged(whole("require_grad", False)), "net"),
+    ],
+)
+def test_a_flag_that_nothing_reads_is_found(make, where):
+    finding = found(TOPIC, make)["frozen_params"]
+    assert (finding.verdict, finding.where) == ("fail", where)
+    assert "requires_grad_(" in finding.hint
+
+
+class Reads(Flagged):
+    """Lets no gradient in where its own option says so."""
+
+    def forward(self, x):
+        with torch.set_grad_enabled(self.net.requires_grad):
+            hidden = self.net(x)
+        return self.head(hidden)
+
+
+def with_configured(requires_grad, frozen):
+    program = Flagged(lambda net: None)
+    program.net[0] = Configured(requires_grad).requires_grad_(not frozen)
+    return program
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Flagged(each("requires_grad", True), frozen=True),
+        lambda: Flagged(each("requires_grad", False)),
+        lambda: Flagged(each("require_grad", True)),
+        lambda: Flagged(each("require_grad", "yes"), frozen=True),
+        lambda: Flagged(whole("requires_grad", True)),
+        lambda: Flagged(whole("requires_grad", False), frozen=True),
+        lambda: Flagged(whole("require_backward_grad_sync", True), frozen=True),
+        lambda: Reads(whole("requires_grad", False)),
+        lambda: with_configured(requires_grad=True, frozen=True),
+        lambda: with_configured(requires_grad=False, frozen=False),
+    ],
+)
+def test_a_flag_that_agrees_or_is_read_is_silent(make):
+    assert verdicts(make)["frozen_params"] == "pass"
+
+
+def test_a_flag_turned_on_and_off_between_two_optimizers_is_silent():
+    class Toggles(Adversarial):
+        def training_step(self, batch, batch_idx):
+            super().training_step(batch, batch_idx)
+            self.critic.requires_grad = False
+
+    assert verdicts(lambda: Toggles(["net", "critic"]))["frozen_params"] == "pass"
+
+
 class Perceptual(Base):
     """Compares outputs in the features of another network, whose gradients nobody wants."""
 

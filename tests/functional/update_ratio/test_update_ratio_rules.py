@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from lightning_tuning.functional.fit_course import fit_course
+from lightning_tuning.functional.unread_flags import UnreadFlag
 from lightning_tuning.functional.update_ratio.update_evidence import LeftOut, UpdateEvidence
 from lightning_tuning.functional.update_ratio.update_exact_rules import (
     newly_non_finite,
@@ -65,6 +66,7 @@ def evidence(ratios=-3.0, losses=LEARNT, **changes):
         "shapes": ((4, 2), (4, 4), (2, 4)),
         "left_out": (),
         "rest_fresh": True,
+        "unread": (),
         "steps": 400,
         "at": 400,
     }
@@ -266,3 +268,11 @@ def test_quantiles_over_what_was_driven_are_those_of_numpy(share):
         known = np.maximum(ratios[place][gradients[place] > 0], -20.0)
         expected = np.quantile(known, share) if len(known) else np.nan
         np.testing.assert_allclose(value, expected, rtol=1e-12)
+
+
+def test_a_flag_that_nothing_reads_fails_however_the_fit_goes():
+    flag = UnreadFlag(
+        where="a", attribute="require_grad", value=True, contradicted=1, of_module=False
+    )
+    finding = said("frozen_params", unread=(flag,))
+    assert (finding.verdict, finding.where) == ("fail", "a")

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_tuning.functional.unread_flags import UnreadFlag
 from lightning_tuning.functional.untouched import untouched
 from lightning_tuning.functional.wiring.wiring_flow import (
     LostGradients,
@@ -69,10 +70,14 @@ def test_parameters_in_no_optimizer():
 
 
 def test_frozen_parameters():
-    frozen = Frozen(names=("a",), numbers=3, share=0.5, rescue=None)
+    frozen = Frozen(names=("a",), numbers=3, share=0.5, rescue=None, unread=())
     assert verdict(frozen_params, frozen) == "pass"
     assert verdict(frozen_params, frozen, rescue=DOES_NOT) == "pass"
     assert verdict(frozen_params, frozen, rescue=HELPS) == "warn"
+    flag = UnreadFlag(
+        where="a", attribute="require_grad", value=True, contradicted=1, of_module=False
+    )
+    assert verdict(frozen_params, frozen, names=(), unread=(flag,)) == "fail"
 
 
 def test_gradients_that_end():

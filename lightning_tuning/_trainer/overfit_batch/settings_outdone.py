@@ -1,0 +1,83 @@
+"""Whether a program that learns something would learn far more with one setting changed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+from lightning_tuning._trainer.learning_rates import rates_of
+from lightning_tuning._trainer.ordinary_run import STEPS, within_time
+from lightning_tuning._trainer.overfit_batch.settings_candidates import (
+    Change,
+    lower,
+    with_usual_momentum,
+    without_clipping,
+    without_decay,
+)
+from lightning_tuning._trainer.overfit_batch.settings_changes import DuringSteps
+from lightning_tuning._trainer.probe import Probe
+from lightning_tuning.functional.progress import progress
+from lightning_tuning.functional.settings_findings import Rescue, SettingsEvidence
+
+_LONG = 0.99
+"""Steps remember gradients for 1 / (1 - momentum) steps."""
+_FELT = 1e-4
+"""A decay that takes less than this from the weights in a step takes a hundredth in a run."""
+_LOWER = 0.1
+
+
+def outdone_by_other_settings(probe: Probe, as_it_is: SettingsEvidence) -> SettingsEvidence:
+    """Train with one setting changed after the other, on two data orders each.
+
+    Each change makes steps shorter, or leaves out what pulls weights elsewhere, so that a training
+    that is merely slow gets no faster by it; but for clipping, where a person holds steps back.
+
+    Args:
+        probe: An entered probe.
+        as_it_is: How the program trains as it is.
+    """
+    if not as_it_is.may_be_outdone:
+        return as_it_is
+    probe.rewind()
+    for change in _changes(probe):
+        first = _progress(probe, as_it_is, change, order=0)
+        rescue = Rescue(code=change.code, change=change.text, progress=(first,))
+        if not dataclasses.replace(as_it_is, rescues=(rescue,)).first_outdone:
+            continue
+        again = _progress(probe, as_it_is, None, order=1)
+        second = _progress(probe, as_it_is, change, order=1)
+        found = dataclasses.replace(
+            as_it_is,
+            progress=(*as_it_is.progress, again),
+            rescues=(dataclasses.replace(rescue, progress=(first, second)),),
+        )
+        if found.outdone:
+            return found
+    return as_it_is
+
+
+def _changes(probe: Probe) -> Iterator[Change]:
+    rates = rates_of(probe.trainer, None)
+    yield from with_usual_momentum(rates.groups, above=_LONG)
+    felt = [g for g in rates.groups if float(g.get("weight_decay", 0.0)) * float(g["lr"]) > _FELT]
+    yield from without_decay(felt)
+    if probe.trainer.gradient_clip_val:
+        yield from without_clipping(probe, left=1.0)
+    yield lower(rates.rate, _LOWER)
+
+
+def _progress(probe: Probe, known: SettingsEvidence, change: Change | None, *, order: int) -> float:
+    def prepare() -> None:
+        if order:
+            probe.box.rewind(order=order)
+        if change is not None:
+            change.prepare()
+
+    values = [] if change is None or change.values is None else [change.values]
+    run = probe.run(
+        STEPS,
+        prepare=prepare,
+        watch=[DuringSteps(*values), *(() if change is None else change.watch)],
+        until=within_time(probe),
+    )
+    return progress(run.before, run.after, chance=known.chance)
