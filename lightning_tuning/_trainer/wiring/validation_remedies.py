@@ -29,7 +29,7 @@ def remedies(probe: Probe) -> list[tuple[str, Watch]]:
 def _remedies(probe: Probe) -> Iterator[tuple[str, Watch]]:
     pictures, ids = (Pictures(probe.module), Pictures(probe.module)), (Ids(), Ids())
     for batch in probe.batches(_TRAIN_BATCHES):
-        probe.step(batch, mode="eval", watch=[pictures[0], ids[0]])
+        probe.step(batch, mode="silent", watch=[pictures[0], ids[0]])
     probe.validate(num_batches=_VAL_BATCHES, watch=[pictures[1], ids[1]])
     for name, mean in pictures[0].means().items():
         other = pictures[1].means().get(name)

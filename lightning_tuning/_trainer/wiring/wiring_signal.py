@@ -13,6 +13,7 @@ from lightning_tuning._trainer.errors import CannotProbeError
 from lightning_tuning._trainer.ordinary_run import STEPS, ordinary_run, within_time
 from lightning_tuning._trainer.probe import Probe
 from lightning_tuning._trainer.probe_results import Run
+from lightning_tuning._trainer.wiring.failed_readings import failed_readings
 from lightning_tuning._trainer.wiring.input_scan import (
     InputScan,
     MappedInput,
@@ -47,10 +48,11 @@ def measure(probe: Probe) -> SignalEvidence:
     plain = SignalEvidence(signal=signal, trained=trained)
     if not ordinary.judgeable:
         return plain
-    if not trained.may_be_cured:
+    plain = dataclasses.replace(plain, failed=failed_readings(probe, ordinary.chance))
+    if plain.cause() or not trained.may_be_cured:
         return _with_early_losses(probe, plain) if plain.starts_far_off else plain
     standardised = _standardised(probe, sites) if signal.odd_inputs else None
-    evidence = SignalEvidence(signal=signal, trained=trained, standardised=standardised)
+    evidence = dataclasses.replace(plain, standardised=standardised)
     if evidence.cause() or not signal.symptom():
         return evidence
     rescaled = _after(_rescaled(probe, signal.layers[-1].name))

@@ -13,6 +13,7 @@ from lightning_tuning._trainer.errors import CannotProbeError
 from lightning_tuning._trainer.loss_call_recorder import LossCallRecorder
 from lightning_tuning._trainer.ordinary_run import STEPS
 from lightning_tuning._trainer.probe import Probe, Watch
+from lightning_tuning._trainer.wiring.held_out import held_out
 from lightning_tuning._trainer.wiring.input_scan import InputScan, MappedInput, SiteStatistics
 from lightning_tuning._trainer.wiring.topic import Topic
 from lightning_tuning._trainer.wiring.validation_remedies import remedies
@@ -36,7 +37,8 @@ def measure(probe: Probe) -> ValidationEvidence:
     train, val = InputScan(probe.module), InputScan(probe.module)
     names: set[str] = set()
     for batch in probe.batches(_TRAIN_BATCHES):
-        names |= {call.name for call in probe.step(batch, mode="eval", watch=[train]).calls}
+        # some programs prepare their batches by the module's mode
+        names |= {call.name for call in probe.step(batch, mode="silent", watch=[train]).calls}
     probe.validate(num_batches=_VAL_BATCHES, watch=[val])
     seen, others = train.take(), val.take()
     shifts = _shifts(seen, others)
@@ -47,12 +49,17 @@ def measure(probe: Probe) -> ValidationEvidence:
         # black on white in one, white on black in the other
         signs = (1.0, -1.0)
         maps = [_maps(evidence.far, seen, others, sign) for sign in signs]
-        return _tried(probe, names, evidence, [MappedInput(probe.module, m) for m in maps])
+        evidence = _tried(probe, names, evidence, [MappedInput(probe.module, m) for m in maps])
+        return evidence if evidence.harmful else _held_out(probe, names, evidence)
     for remedy, context in remedies(probe):
         found = _tried(probe, names, dataclasses.replace(evidence, remedy=remedy), [context])
         if found.harmful:
             return found
-    return evidence
+    return _held_out(probe, names, evidence)
+
+
+def _held_out(probe: Probe, names: set[str], evidence: ValidationEvidence) -> ValidationEvidence:
+    return dataclasses.replace(evidence, held_out=held_out(probe, names))
 
 
 def _tried(
@@ -140,7 +147,7 @@ def _train_loss(probe: Probe, name: str) -> float | None:
     calls: list[LossCall] = []
     with contextlib.suppress(CannotProbeError):
         for batch in probe.batches(_VAL_BATCHES):
-            calls += probe.step(batch, mode="eval").calls
+            calls += probe.step(batch, mode="silent").calls
     return _mean(calls, name)
 
 

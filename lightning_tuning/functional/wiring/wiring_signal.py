@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from lightning_tuning.findings import Finding
 from lightning_tuning.functional.rescue import Trained
@@ -11,6 +12,41 @@ from lightning_tuning.functional.wiring.wiring_finding import wiring
 
 FAR_OFF = 30.0
 """Tied embeddings from torch's own start may begin ten times as high as chance, and train."""
+_MUCH = 0.25
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FailedReadings:
+    """Values that repeat far from the rest of the data, and a training without them.
+
+    Attributes:
+        where: The place of the tensor in the batch.
+        value: One of them.
+        count: So many entries were seen to have one.
+        share: Of all entries seen.
+        distance: From their columns' medians, in robust deviations.
+        trained: As it is, judged by batches without these values.
+        filled: The loss on those batches after as long a training with the medians instead.
+    """
+
+    where: str
+    value: float
+    count: int
+    share: float
+    distance: float
+    trained: Trained
+    filled: float
+
+    @property
+    def harmful(self) -> bool:
+        """Whether the program trains badly, and much better without them.
+
+        Both trainings start alike and are judged alike, so that less tells than of other cures.
+        """
+        known = (self.trained.before, self.trained.after, self.trained.chance)
+        finite = (loss for loss in known if loss is not None and math.isfinite(loss))
+        lowest = min(finite, default=math.inf)
+        return self.trained.may_be_cured and self.filled < lowest - _MUCH * abs(lowest)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,6 +60,7 @@ class SignalEvidence:
         rescaled: The same from weights at which each layer's output varies by one.
         early: The mean loss over all steps of the training as it is, where its start is far off.
         early_rescaled: The same from those weights.
+        failed: Values in the data that stand for failed readings; None where there are none.
         slower: Whether that was at a tenth of the learning rate, which alone does not help.
     """
 
@@ -34,6 +71,7 @@ class SignalEvidence:
     slower: bool = False
     early: float | None = None
     early_rescaled: float | None = None
+    failed: FailedReadings | None = None
 
     @property
     def starts_far_off(self) -> bool:
@@ -56,6 +94,8 @@ class SignalEvidence:
 
     def cause(self) -> str:
         """Return the one code that is to blame; empty where none is."""
+        if self.failed is not None and self.failed.harmful:
+            return "unnormalized_input"
         if self.loses_its_start:
             return "bad_init_scale"
         if self.signal.odd_inputs and self.trained.cured_by(self.standardised):
@@ -69,6 +109,8 @@ def unnormalized_input(evidence: SignalEvidence) -> tuple[Finding, ...]:
     """Judge the scale of the data where they enter the network."""
     code = "unnormalized_input"
     scales = evidence.signal.inputs
+    if evidence.failed is not None and evidence.failed.harmful:
+        return _failed(evidence.failed)
     if not scales:
         return wiring("skip", code, "No floating-point data enter a layer with weights.")
     odd = evidence.signal.odd_inputs
@@ -88,6 +130,25 @@ def unnormalized_input(evidence: SignalEvidence) -> tuple[Finding, ...]:
         where=worst.name,
         **numbers,
         **_losses(evidence, evidence.standardised),
+    )
+
+
+def _failed(failed: FailedReadings) -> tuple[Finding, ...]:
+    return wiring(
+        "warn",
+        "unnormalized_input",
+        f"{failed.count} values of {failed.where} ({failed.share:.2g} of all) are "
+        f"{failed.value:.6g} or such, {failed.distance:.3g} robust deviations from the median, "
+        "with nothing between them and the rest; a short training ends at a loss of "
+        f"{failed.trained.after:.3g}, with the medians in their place at {failed.filled:.3g}.",
+        hint="If this number stands for a missing value, fill it or leave the example out.",
+        where=failed.where,
+        value=failed.value,
+        count=failed.count,
+        share=failed.share,
+        distance=failed.distance,
+        loss_after=failed.trained.after,
+        loss_rescued=failed.filled,
     )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from lightning_tuning.findings import Finding
 from lightning_tuning.functional.wiring.wiring_finding import wiring
+from lightning_tuning.functional.wiring.wiring_held_out import HeldOut
 
 SHIFT = 1.0
 STRETCH = 2.0
@@ -51,8 +52,10 @@ class ValidationEvidence:
         mapped: After the same with the data brought to the training data's mean and deviation, or
             with the remedy.
         remedy: What else makes validation data look like training data; empty for nothing.
-        train_before: The same loss on training data, in evaluation mode; None if not known.
+        train_before: The same loss on training data as training feeds them, without dropout; None
+            if not known.
         train_after: After the short training.
+        held_out: What is known of training data held out, and of validation data.
         reason: Why nothing was compared.
     """
 
@@ -64,6 +67,7 @@ class ValidationEvidence:
     remedy: str = ""
     train_before: float | None = None
     train_after: float | None = None
+    held_out: HeldOut | None = None
     reason: str = ""
 
     @property
@@ -103,6 +107,9 @@ def train_val_mismatch(evidence: ValidationEvidence) -> tuple[Finding, ...]:
             loss_after=evidence.after,
             loss_mapped=evidence.mapped,
         )
+    held = evidence.held_out
+    if held is not None and held.apart:
+        return _apart(held)
     if not evidence.shifts:
         reason = evidence.reason or "no floating-point data enter one layer in both"
         return wiring("skip", code, f"Not checked: {reason}.")
@@ -126,6 +133,25 @@ def train_val_mismatch(evidence: ValidationEvidence) -> tuple[Finding, ...]:
         loss_after=evidence.after,
         loss_mapped=evidence.mapped,
         **numbers,
+    )
+
+
+def _apart(held: HeldOut) -> tuple[Finding, ...]:
+    train, val = held.train, held.val
+    return wiring(
+        "warn",
+        "train_val_mismatch",
+        f"After a short training the loss of {train.examples} training examples that were held "
+        f"out, validated as the others are, is {train.loss:.3g}, and {train.exchanged:.3g} with "
+        f"their targets exchanged at random. That of {val.examples} validation examples is "
+        f"{val.loss:.3g}, and {val.exchanged:.3g}: little of what was learnt holds for them.",
+        hint="Compare the preparation of both data: vocabulary, order of classes and of columns, "
+        "and whether inputs still stand beside their targets.",
+        where="",
+        loss_held_out=train.loss,
+        loss_held_out_exchanged=train.exchanged,
+        loss_val=val.loss,
+        loss_val_exchanged=val.exchanged,
     )
 
 
