@@ -119,8 +119,8 @@ class TuningTrainer(Trainer):
         )
         if output is not None:
             result.plot().savefig(output, dpi=120)
-        if result.suggestion is not None and self.is_global_zero:
-            _print(f"{result.suggestion:.3g}" if quiet else result.summary())
+        if quiet and result.suggestion is not None and self.is_global_zero:
+            _print(f"{result.suggestion:.3g}")
         return result.suggestion is not None
 
 

@@ -98,11 +98,12 @@ def test_the_range_test_prints_the_number_alone(config, capsys):
         assert 1e-7 <= float(printed) <= 10
 
 
-def test_the_range_test_draws(config, capsys, tmp_path):
+def test_the_range_test_draws(config, caplog, tmp_path):
+    caplog.set_level("INFO")
     arguments = ["--suggestion=valley", "--num_steps=30", "--output=range.png"]
     found = status("lr-range-test", "--config", config, *arguments)
     assert (tmp_path / "range.png").read_bytes().startswith(b"\x89PNG")
-    assert found == (0 if "Suggested learning rate" in capsys.readouterr().out else 1)
+    assert found == (0 if "Suggested learning rate" in caplog.text else 1)
 
 
 def test_fit_knows_the_callbacks_by_their_short_names(config, tmp_path):

@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import lightning_tuning
+from lightning_tuning.cli import main
 from tests.toys import Classifier, loader
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -164,8 +165,6 @@ def test_the_examples_of_a_page_run(page, folder):
 
 @pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
 def test_the_commands_of_the_page_about_them_run(folder, monkeypatch, capsys):
-    from lightning_tuning.cli import main
-
     page = DOCS / "command_line.md"
     for name, code in {**files_of(DOCS / "start.md"), **files_of(page)}.items():
         (folder / name).write_text(code)
@@ -178,10 +177,9 @@ def test_the_commands_of_the_page_about_them_run(folder, monkeypatch, capsys):
             arguments.append("--trainer.max_epochs=1")
         assert main(arguments) == 0, command
     assert len(commands) >= 6
-    printed = capsys.readouterr().out
-    assert "preflight: " in printed
-    assert "Suggested learning rate" in printed
-    for file in ("range.png", "schedule.png", "lightning_logs/version_0/report.html"):
+    assert "Suggested learning rate" in capsys.readouterr().out
+    report = "lightning_logs/version_0/report.html"
+    for file in ("preflight/preflight.html", "range.png", "schedule.png", report):
         assert (folder / file).exists()
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from lightning.pytorch import Trainer
 
-from lightning_tuning._trainer.monitor_log import log_figure
+from lightning_tuning._trainer.monitor_log import keeps_figures, log_figure
 from lightning_tuning._trainer.report import logged_step, run_folder
 
 if TYPE_CHECKING:
@@ -24,10 +24,11 @@ def log_result(trainer: Trainer, check: str, result: PlottableResult) -> None:
         check: Name of the check: the tag, and the name of the files.
         result: What was measured.
     """
-    folder = run_folder(trainer)
-    if folder is None:
+    if not keeps_figures(trainer):
         return
-    (folder / f"{check}.json").write_text(result.to_json())
+    folder = run_folder(trainer)
+    if folder is not None:
+        (folder / f"{check}.json").write_text(result.to_json())
     log_figure(trainer, f"{check}/curve", result.plot(), logged_step(trainer), file=check)
 
 

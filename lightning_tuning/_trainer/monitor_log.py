@@ -84,13 +84,14 @@ def log_figure(
         file: Name of the PNG, without its ending; None to make one from the tag. A later figure
             replaces that before.
     """
-    folder = run_folder(trainer)
-    if folder is None:
+    folder, takers = run_folder(trainer), sinks(trainer)
+    if folder is None and not takers:
         return
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=120)
-    (folder / f"{file or _file_name(tag)}.png").write_bytes(picture.getvalue())
-    for sink in sinks(trainer):
+    if folder is not None:
+        (folder / f"{file or _file_name(tag)}.png").write_bytes(picture.getvalue())
+    for sink in takers:
         if not (isinstance(sink, TensorBoard) and sink.drawn(tag, picture.getvalue(), step)):
             sink.figure(tag, figure, step)
 
@@ -98,6 +99,11 @@ def log_figure(
 def takes_figures(trainer: Trainer) -> bool:
     """Whether a logger of this process takes figures, so that drawing one is worth it."""
     return bool(sinks(trainer))
+
+
+def keeps_figures(trainer: Trainer) -> bool:
+    """Whether a figure that is drawn now comes to a logger or a folder."""
+    return takes_figures(trainer) or run_folder(trainer) is not None
 
 
 def chart(trainer: Trainer, layout: custom_scalars.Layout) -> None:

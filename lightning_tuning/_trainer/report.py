@@ -43,7 +43,11 @@ def run_folder(trainer: Trainer) -> pathlib.Path | None:
     if not real_loggers(trainer) or not trainer.is_global_zero:
         return None
     first: Any = trainer.loggers[0]
-    folder = getattr(first, "log_dir", None) or first.save_dir
+    folder = getattr(first, "log_dir", None)
+    if folder is None and first.save_dir is not None:
+        # where Lightning puts the checkpoints of such a logger
+        version = first.version if isinstance(first.version, str) else f"version_{first.version}"
+        folder = pathlib.Path(first.save_dir, str(first.name), version)
     if folder is None:
         return None
     path = pathlib.Path(folder)

@@ -10,8 +10,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_tuning._trainer import schedule
 from lightning_tuning._trainer.choices import log_choices, note_choices
 from lightning_tuning._trainer.learning_rates import rates_of
-from lightning_tuning._trainer.monitor_log import log_figure
-from lightning_tuning._trainer.report import logged_step, report, run_folder
+from lightning_tuning._trainer.monitor_log import keeps_figures, log_figure
+from lightning_tuning._trainer.report import logged_step, report
 from lightning_tuning._trainer.schedule_length import refuse_endless, steps_left
 from lightning_tuning._trainer.schedule_start import others_start_later, range_result
 from lightning_tuning.findings import Finding
@@ -191,7 +191,7 @@ class OneCycle(Callback):
         )
         report(trainer, self.findings)
         note_choices(trainer, max_lr=max(self._result.max_lr), total_steps=total)
-        if run_folder(trainer) is not None:
+        if keeps_figures(trainer):
             figure = plot_one_cycle(self._result)
             step = logged_step(trainer)
             log_figure(trainer, "one_cycle/schedule", figure, step, file="one_cycle")

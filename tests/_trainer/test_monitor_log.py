@@ -315,6 +315,20 @@ def test_mlflow_gets_images_and_figures_as_artifacts():
     assert {call[0] for call in logger.experiment.calls} == {"run"}
 
 
+def test_files_lie_where_the_checkpoints_of_such_a_logger_do(tmp_path):
+    log_all(trainer_with(Recorder()), 5)
+    folder = tmp_path / "saved" / "recorder" / "recorder"
+    assert folder / "map_a.png" in list(folder.iterdir())
+
+
+def test_a_logger_without_a_folder_gets_its_figures(tmp_path):
+    logger = Recorder(MLflowClient())
+    logger.run_id, logger.save_dir = "run", None
+    log_all(trainer_with(logger), 5)
+    assert [call[2] for call in logger.experiment.calls][-1] == "map/a/000005.png"
+    assert not list(tmp_path.iterdir())
+
+
 def test_where_no_logger_takes_pictures_they_become_files(tmp_path):
     logger = CSVLogger(".")
     trainer = trainer_with(logger)
@@ -339,12 +353,14 @@ def test_a_second_logger_that_takes_pictures_is_enough(tmp_path):
 
 
 def test_the_latest_pictures_lie_in_the_folder_too(tmp_path):
-    trainer = trainer_with(TensorBoardLogger("."))
+    board = TensorBoardLogger(".")
+    trainer = trainer_with(board)
     log_all(trainer, 1)
     first = {path.name: path.read_bytes() for path in tmp_path.rglob("*.png")}
     log_all(trainer, 2)
     assert first.keys() == {path.name for path in tmp_path.rglob("*.png")}
     assert "map_a.png" in first
+    board.experiment.close()
 
 
 @pytest.mark.parametrize("settings", [{"logger": False}, {"logger": True, "fast_dev_run": True}])

@@ -10,6 +10,7 @@ from lightning_tuning._trainer.custom_scalars import WELL
 from lightning_tuning._trainer.drawing_pace import DrawingPace
 from lightning_tuning._trainer.monitor_log import (
     chart,
+    keeps_figures,
     log_figure,
     log_histograms,
     log_scalars,
@@ -88,10 +89,11 @@ class ActivationWriter:
 
     def draw(self, trainer: Trainer, result: ActivationResult) -> None:
         """Draw the whole fit; all ranks must call it."""
-        folder = run_folder(trainer)
-        if folder is None or not result.layers:
+        if not result.layers or not keeps_figures(trainer):
             return
-        (folder / f"{self._tag}.json").write_text(result.to_json())
+        folder = run_folder(trainer)
+        if folder is not None:
+            (folder / f"{self._tag}.json").write_text(result.to_json())
         self._draw(trainer, result)
 
     def _draw(self, trainer: Trainer, result: ActivationResult) -> None:
