@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -75,9 +76,9 @@ class LossCurveDiagnosis(Callback):
         self._unfinished: list[list[float]] = []
         self._recorder: CurveRecorder | None = None
 
-    @property
+    @functools.cached_property
     def state_key(self) -> str:
-        """Tells callbacks of this class apart in a checkpoint."""
+        """Tells callbacks of this class apart in a checkpoint; Lightning asks at every hook."""
         return self._generate_state_key(train_metric=self.train_metric, val_metric=self.val_metric)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, get_args
 
@@ -165,7 +166,7 @@ class LRRangeTest(Callback):
             optimizer=self.optimizer,
         )
 
-    @property
+    @functools.cached_property
     def state_key(self) -> str:
         """Tells two tests of one trainer apart, such as one for each optimizer."""
         return self._generate_state_key(optimizer=self.optimizer, metric=self.metric)
@@ -196,7 +197,8 @@ class LRRangeTest(Callback):
                 reason = str(error)
         if reason is not None or self.result is None:
             return (skipped(str(reason)),)
-        return said(self.result)
+        own = None if self.apply else rates_of(trainer, self.optimizer).rate
+        return said(self.result, own=own)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tell the loggers which rate was set."""

@@ -125,8 +125,16 @@ def skipped(reason: str) -> Finding:
     )
 
 
-def said(result: LRRangeResult) -> tuple[Finding, ...]:
-    """Return the result's findings, and the suggestion as one."""
+_FAR = 3.0
+
+
+def said(result: LRRangeResult, *, own: float | None = None) -> tuple[Finding, ...]:
+    """Return the result's findings, and the suggestion as one.
+
+    Args:
+        result: What was measured.
+        own: The program's own rate, where it is not going to be replaced.
+    """
     if result.suggestion is None or result.lr_range is None:
         return result.findings
     passed = Finding(
@@ -134,14 +142,24 @@ def said(result: LRRangeResult) -> tuple[Finding, ...]:
         code="lr_suggested",
         verdict="pass",
         message=f"{result.summary()}.",
+        hint=_compared(result.suggestion, own),
         evidence={
             "suggestion": result.suggestion,
+            "own": own,
             "lowest_useful": result.lr_range[0],
             "highest_stable": result.lr_range[1],
             "steps": result.num_steps,
         },
     )
     return (passed, *result.findings)
+
+
+def _compared(suggestion: float, own: float | None) -> str:
+    """Return what to do about a rate of the program's own that is far from the suggestion."""
+    if own is None or own <= 0 or 1 / _FAR < suggestion / own < _FAR:
+        return ""
+    ratio, word = (suggestion / own, "lower") if suggestion > own else (own / suggestion, "higher")
+    return f"The program's own rate of {own:.2g} is {ratio:.2g} times {word}: try {suggestion:.2g}."
 
 
 def doubtful(message: str) -> Finding:

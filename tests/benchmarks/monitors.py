@@ -155,6 +155,10 @@ class AddHistograms(Callback):
             handle.remove()
 
 
+class Nothing(Callback):
+    """What Lightning takes for a callback that does nothing."""
+
+
 class FastaiStats(Callback):
     """fastai's own hook on the same layers; its file is read, as fastai needs much to import."""
 
@@ -285,22 +289,27 @@ def table(*rows):
 
 
 def whole_fits(arguments):
-    rows = [("whole fit", "steps", "plain, s", "with all monitors, s", "ratio", "processor")]
+    columns = ("plain, s", "four empty callbacks, s", "all monitors, s", ": plain", "processor")
+    rows = [("whole fit", "steps", *columns, "beyond empty ones, s")]
     for name, (make, size) in PROGRAMS.items():
         step = fit(make, size, [], 40)[1][1]
         steps = max(100, int(arguments.seconds / step))
         found = turns(
             {
                 "plain": lambda m=make, s=size, n=steps: fit(m, s, [], n, validate=True)[0],
+                "empty": lambda m=make, s=size, n=steps: fit(
+                    m, s, [Nothing() for _ in DEFAULTS], n, validate=True
+                )[0],
                 "ours": lambda m=make, s=size, n=steps: fit(
                     m, s, monitors(DEFAULTS), n, validate=True
                 )[0],
             },
             arguments.rounds,
         )
-        (plain, plain_cpu), (ours, ours_cpu) = found["plain"], found["ours"]
+        (plain, plain_cpu), (empty, _), (ours, ours_cpu) = found.values()
+        seconds = [f"{value:.1f}" for value in (plain, empty, ours)]
         ratios = f"{ours / plain:.3f}x", f"{ours_cpu / plain_cpu:.3f}x"
-        rows.append((name, str(steps), f"{plain:.1f}", f"{ours:.1f}", *ratios))
+        rows.append((name, str(steps), *seconds, *ratios, f"{ours - empty:.2f}"))
     table(*rows)
 
 

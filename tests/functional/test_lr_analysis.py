@@ -7,6 +7,7 @@ import pytest
 
 from lightning_tuning.functional.lr_analysis import analyse, best_setting, mean_curve
 from lightning_tuning.functional.lr_auto import AutoChoice
+from lightning_tuning.functional.lr_findings import said
 from lightning_tuning.functional.lr_range_test import LRSweep, LRTrial, sweep_rates
 from lightning_tuning.functional.lr_suggestion import RULES
 
@@ -133,3 +134,17 @@ def test_a_suggestion_at_the_border_is_told(fields, hint):
     result = analyse([sweep(**fields, noise=0.001)], suggestion="steepest", ends=(1e-7, 10.0))
     assert [f.code for f in result.findings] == ["lr_at_sweep_border"]
     assert hint in result.findings[0].hint
+
+
+@pytest.mark.parametrize(
+    ("own", "said_of_it"),
+    [(1e-6, "times lower: try"), (10.0, "times higher: try"), (None, "")],
+)
+def test_a_rate_far_from_the_suggestion_is_told_beside_it(own, said_of_it):
+    result = analyse([sweep()])
+    assert result.suggestion is not None
+    [finding] = [f for f in said(result, own=own) if f.code == "lr_suggested"]
+    assert said_of_it in finding.hint
+    assert (finding.hint == "") == (own is None)
+    near = said(result, own=result.suggestion * 2)
+    assert not next(f for f in near if f.code == "lr_suggested").hint

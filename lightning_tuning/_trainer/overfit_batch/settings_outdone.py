@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
+import torch
+
 from lightning_tuning._trainer.learning_rates import rates_of
 from lightning_tuning._trainer.ordinary_run import STEPS, within_time
 from lightning_tuning._trainer.overfit_batch.settings_candidates import (
@@ -63,7 +65,9 @@ def _changes(probe: Probe) -> Iterator[Change]:
     yield from without_decay(felt)
     if probe.trainer.gradient_clip_val:
         yield from without_clipping(probe, left=1.0)
-    yield lower(rates.rate, _LOWER)
+    # the rate of a line search is none of these: 1 is usual
+    if not any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in probe.trainer.optimizers):
+        yield lower(rates.rate, _LOWER)
 
 
 def _progress(probe: Probe, known: SettingsEvidence, change: Change | None, *, order: int) -> float:

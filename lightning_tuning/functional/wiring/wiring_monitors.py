@@ -86,7 +86,8 @@ def lr_decayed_too_fast(evidence: MonitorEvidence) -> tuple[Finding, ...]:
     code = "lr_decayed_too_fast"
     wrong = [one for one in evidence.schedulers if one.is_wrong]
     if not wrong:
-        text = f"{len(evidence.schedulers)} schedulers wait for a plateau, none the wrong way."
+        count = len(evidence.schedulers)
+        text = f"Of {count} schedulers that wait for a plateau none goes the wrong way."
         return wiring("pass", code, text, schedulers=len(evidence.schedulers))
     first = wrong[0]
     return wiring(
