@@ -159,8 +159,8 @@ def dead_relu(evidence: SignalEvidence) -> tuple[Finding, ...]:
         return wiring("skip", "dead_relu", "The network calls no ReLU.")
     worst = max(found, key=lambda r: r.dead)
     said = (
-        f"{worst.dead:.0%} of the {worst.units} ReLUs after {worst.after or 'an unnamed layer'} are "
-        "zero for every example of a few batches"
+        f"{worst.dead:.0%} of the {worst.units} ReLUs after {worst.after or 'an unnamed layer'} "
+        "are zero for every example of a few batches"
     )
     return _verdict(
         evidence,
