@@ -100,15 +100,16 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def look(logs: str) -> None:
+def look(folder: str) -> None:
     """Take a picture of each tab."""
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
         sys.exit("install Chromium first")
     port = free_port()
     address = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", logs, "--port", str(port)]
-    with subprocess.Popen([*command, "--host", "127.0.0.1"], stderr=subprocess.DEVNULL) as board:
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", "lightning_logs"]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
+    with subprocess.Popen(command, cwd=folder, stderr=subprocess.DEVNULL) as board:
         try:
             for _ in range(60):
                 time.sleep(1)
