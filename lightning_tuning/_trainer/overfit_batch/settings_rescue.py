@@ -79,7 +79,9 @@ def measure(probe: Probe, *, own_targets: bool) -> SettingsEvidence:
         return dataclasses.replace(as_it_is, reason=_SEVERAL)
     reason = _SELF_MADE if own_targets else _unjudgeable(ordinary)
     reason = str(probe.trainer.strategy.broadcast(reason))
-    outdone = as_it_is if reason else outdone_by_other_settings(probe, as_it_is)
+    outdone = as_it_is
+    if not reason:
+        outdone = outdone_by_other_settings(probe, as_it_is, badly=badly)
     if outdone.outdone or not badly:
         return outdone
     reason = reason or str(probe.trainer.strategy.broadcast(_far_from_chance(ordinary)))
