@@ -197,6 +197,8 @@ def test_a_compiled_method_is_compiled_once():
     assert monitor.result.layer == "first.0"
 
 
+# TensorBoard's own thread may find its file gone
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("callback", [FilterMonitor, UpdateRatioMonitor])
 def test_the_error_of_the_fit_is_the_one_that_is_raised(callback, tmp_path):
     """Also where the log folder is gone, and what comes later still saves its checkpoint."""
