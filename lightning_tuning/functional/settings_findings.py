@@ -18,7 +18,7 @@ _SOME = 0.75
 _LEFT: Mapping[str, float] = {"lr_too_high": 0.5, "clip_too_small": 1 / 3}
 _LEFT_ELSE = 0.25
 """The share of the loss that another setting leaves of what is left as it is. In 100 steps a tenth
-of the learning rate left more, not less, on all healthy programs tried: 1.2 to 3 times."""
+of the learning rate left more, not less, on healthy programs: 1.2 to 3 times, L-BFGS aside."""
 _LONG = 0.99
 """Momentum above this, with shorter squares, is no choice that people make."""
 STANDSTILL = 0.05
