@@ -8,14 +8,14 @@ from collections.abc import Iterator
 import torch
 
 from lightning_tuning._trainer.learning_rates import rates_of
-from lightning_tuning._trainer.ordinary_run import STEPS, within_time
+from lightning_tuning._trainer.ordinary_run import STEPS
 from lightning_tuning._trainer.overfit_batch.settings_candidates import (
     Change,
     lower,
     with_usual_momentum,
     without_clipping,
 )
-from lightning_tuning._trainer.overfit_batch.settings_changes import DuringSteps
+from lightning_tuning._trainer.overfit_batch.settings_training import train_with
 from lightning_tuning._trainer.probe import Probe
 from lightning_tuning.functional.progress import progress
 from lightning_tuning.functional.settings_findings import Rescue, SettingsEvidence
@@ -72,17 +72,5 @@ def _changes(probe: Probe, *, badly: bool) -> Iterator[Change]:
 
 
 def _progress(probe: Probe, known: SettingsEvidence, change: Change | None, *, order: int) -> float:
-    def prepare() -> None:
-        if order:
-            probe.box.rewind(order=order)
-        if change is not None:
-            change.prepare()
-
-    values = [] if change is None or change.values is None else [change.values]
-    run = probe.run(
-        STEPS,
-        prepare=prepare,
-        watch=[DuringSteps(*values), *(() if change is None else change.watch)],
-        until=within_time(probe),
-    )
+    run = train_with(probe, change, STEPS, order=order)
     return progress(run.before, run.after, chance=known.chance)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
-
-from torch import Tensor
+from collections.abc import Iterator
 
 from lightning_tuning._trainer.learning_rates import rates_of
-from lightning_tuning._trainer.ordinary_run import OrdinaryRun, ordinary_run, within_time
+from lightning_tuning._trainer.ordinary_run import OrdinaryRun, ordinary_run
 from lightning_tuning._trainer.overfit_batch.settings_candidates import (
     Change,
     Peaks,
@@ -23,15 +21,15 @@ from lightning_tuning._trainer.overfit_batch.settings_candidates import (
     without_decay,
 )
 from lightning_tuning._trainer.overfit_batch.settings_changes import (
-    DuringSteps,
     betas_of,
     pinned,
 )
 from lightning_tuning._trainer.overfit_batch.settings_clipping import GradientsBeforeStep
 from lightning_tuning._trainer.overfit_batch.settings_outdone import outdone_by_other_settings
 from lightning_tuning._trainer.overfit_batch.settings_schedule import schedule_rise
+from lightning_tuning._trainer.overfit_batch.settings_training import train_with
 from lightning_tuning._trainer.overfit_batch.settings_watches import LastRate, Movement
-from lightning_tuning._trainer.probe import Probe, Watch
+from lightning_tuning._trainer.probe import Probe
 from lightning_tuning._trainer.probe_results import Run
 from lightning_tuning.functional.progress import progress
 from lightning_tuning.functional.schedule_rise import ScheduleRise
@@ -65,7 +63,7 @@ def measure(probe: Probe, *, own_targets: bool) -> SettingsEvidence:
         probe: An entered probe.
         own_targets: Whether the network makes its own targets, so that its loss tells little.
     """
-    ordinary = ordinary_run(probe)
+    ordinary = _of_all_ranks(probe, ordinary_run(probe))
     as_it_is = SettingsEvidence(
         progress=(ordinary.progress,),
         start=ordinary.run.before,
@@ -74,7 +72,7 @@ def measure(probe: Probe, *, own_targets: bool) -> SettingsEvidence:
     )
     rise = schedule_rise(probe, ordinary)
     as_it_is = dataclasses.replace(as_it_is, rise=rise)
-    badly = bool(probe.trainer.strategy.broadcast(ordinary.trains_badly))
+    badly = ordinary.trains_badly
     if not ordinary.judgeable:
         return dataclasses.replace(as_it_is, reason=_SEVERAL)
     reason = _SELF_MADE if own_targets else _unjudgeable(ordinary)
@@ -84,10 +82,16 @@ def measure(probe: Probe, *, own_targets: bool) -> SettingsEvidence:
         outdone = outdone_by_other_settings(probe, as_it_is, badly=badly)
     if outdone.outdone or not badly:
         return outdone
-    reason = reason or str(probe.trainer.strategy.broadcast(_far_from_chance(ordinary)))
+    reason = reason or _far_from_chance(ordinary)
     if reason:
         return dataclasses.replace(as_it_is, reason=reason)
     return _Rescuer(probe, ordinary, rise).evidence(as_it_is)
+
+
+def _of_all_ranks(probe: Probe, ordinary: OrdinaryRun) -> OrdinaryRun:
+    """Return it with one chance for all ranks, whose batches differ: all must try the same."""
+    chance, learnt = probe.trainer.strategy.broadcast((ordinary.chance, ordinary.progress))
+    return dataclasses.replace(ordinary, chance=chance, progress=learnt)
 
 
 class _Rescuer:
@@ -152,7 +156,7 @@ class _Rescuer:
         scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
         alone = trainer.world_size == 1 and not scaled
         gradients = [GradientsBeforeStep(trainer)] if alone else []
-        run = self._run(held, _STEPS, order=0, until=watch, watch=gradients)
+        run = train_with(self._probe, held, _STEPS, order=0, until=watch, watch=gradients)
         self._left = min((seen.share() for seen in gradients), default=1.0)
         learnt = progress(run.before, run.after, chance=self._ordinary.chance)
         self._movement = watch.farthest
@@ -162,7 +166,7 @@ class _Rescuer:
     def _unscheduled(self, rate: float, peaks: Peaks) -> Iterator[Change]:
         """Hold the rate, where a schedule brings it to nothing within a short training."""
         watch = LastRate(peaks)
-        self._run(None, _STEPS, order=0, until=watch)
+        train_with(self._probe, None, _STEPS, order=0, until=watch)
         if watch.first > _NEAR_PEAK and watch.last < _FAR_FROM_PEAK:
             yield Change(
                 code="lr_too_low",
@@ -173,34 +177,10 @@ class _Rescuer:
             )
 
     def _progress(self, change: Change | None, steps: int, *, order: int = 0) -> float:
-        run = self._run(change, steps, order=order)
+        run = train_with(self._probe, change, steps, order=order)
         if min((*run.losses, run.before, run.after)) <= 0 and self._ordinary.chance is None:
             return -math.inf  # a share of such a loss means nothing
         return progress(run.before, run.after, chance=self._ordinary.chance)
-
-    def _run(
-        self,
-        change: Change | None,
-        steps: int,
-        *,
-        order: int,
-        until: Callable[[int, Tensor], bool] | None = None,
-        watch: Sequence[Watch] = (),
-    ) -> Run:
-        def prepare() -> None:
-            if order:
-                self._probe.box.rewind(order=order)
-            if change is not None:
-                change.prepare()
-
-        values = [] if change is None or change.values is None else [change.values]
-        return self._probe.run(
-            steps,
-            prepare=prepare,
-            schedules=change is None or change.schedules,
-            watch=[DuringSteps(*values), *(() if change is None else change.watch), *watch],
-            until=until or within_time(self._probe),
-        )
 
 
 _SEVERAL = "the losses of several optimizers do not tell how well a program trains"
