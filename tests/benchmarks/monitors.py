@@ -1,6 +1,6 @@
 """What the monitors cost, side by side in one run with what a user would write instead.
 
-``python tests/benchmarks/monitors.py [--parts fit step parameters layers] [--seconds 20]``
+``python tests/benchmarks/monitors.py [--parts fit step activations parameters layers]``
 
 - fit: whole fits with all monitors at their defaults against the same fits without them, both with
   TensorBoard and validation, from ``trainer.fit`` to its end.
@@ -9,6 +9,8 @@
   gradients), ``wandb.watch(log="all", log_freq=1)`` offline (weights and their gradients only), and
   the hook of fastai's ``ActivationStats(with_hist=True)`` (activations only, nothing written). What
   counts is the time of a step beyond that of the plain fit.
+- activations: the same two ways to look at activations alone, nothing written by either:
+  ``ActivationMonitor(gradients=False)`` on every step against fastai's hook.
 - parameters, layers: the same two monitors over 1M, 25M, 125M parameters, and 10, 100, 1000 layers.
 
 Contestants take turns; figures are medians of ``--rounds`` turns, ratios those of medians. Seconds
@@ -243,7 +245,7 @@ class Clock(Callback):
         return [(end - begin) / self.steps for begin, end in zip(self.begin, self.end, strict=True)]
 
 
-def fit(make, size, callbacks, steps, *, batch_size=32, data=None, validate=False):
+def fit(make, size, callbacks, steps, *, batch_size=32, data=None, validate=False, written=True):
     """Return seconds of the whole fit, and of a step: by the clock and of the processor."""
     seed_everything(1, verbose=False)
     data = digits(size) if data is None else data
@@ -257,7 +259,7 @@ def fit(make, size, callbacks, steps, *, batch_size=32, data=None, validate=Fals
         max_steps=steps,
         max_epochs=-1,
         accelerator="cpu",
-        logger=TensorBoardLogger(folder),
+        logger=TensorBoardLogger(folder) if written else False,
         callbacks=[*callbacks, clock],
         **dict.fromkeys(quiet, False),
     )
@@ -314,8 +316,19 @@ def whole_fits(arguments):
 
 
 def every_step(arguments):
-    entrants = {"monitors": lambda: monitors(EACH_STEP, every_n_steps=1)}
-    for name, make in PEERS.items():
+    compare({"monitors": lambda: monitors(EACH_STEP, every_n_steps=1)}, PEERS, arguments)
+
+
+def activations_alone(arguments):
+    name = "fastai `ActivationStats`"
+    settings = {"every_n_steps": 1, "gradients": False}
+    ours = {"ActivationMonitor": lambda: monitors(EACH_STEP[1:], **settings)}
+    compare(ours, {name: PEERS[name]}, arguments, written=False)
+
+
+def compare(ours, peers, arguments, **settings):
+    entrants, [our_name] = dict(ours), ours
+    for name, make in peers.items():
         try:
             make()
         except ImportError:
@@ -327,12 +340,14 @@ def every_step(arguments):
         "perceptron of 10 layers": (lambda: blocks(10, 256, 64), 8),
     }.items():
         contestants = {
-            name: lambda made=made, m=make, s=size: fit(m, s, made(), arguments.steps)[1]
+            name: lambda made=made, m=make, s=size: fit(m, s, made(), arguments.steps, **settings)[
+                1
+            ]
             for name, made in {"plain": list, **entrants}.items()
         }
         found = turns(contestants, arguments.rounds)
-        plain, ours = found["plain"], found["monitors"]
-        rows = [(label, "a step, ms", "beyond plain, ms", ": monitors", "processor")]
+        plain, ours = found["plain"], found[our_name]
+        rows = [(label, "a step, ms", "beyond plain, ms", f": {our_name}", "processor")]
         for name, times in found.items():
             beyond = [t - p for t, p in zip(times, plain, strict=True)]
             ratios = [b / (o - p) for b, o, p in zip(beyond, ours, plain, strict=True)]
@@ -386,6 +401,7 @@ def over_layers(arguments):
 PARTS = {
     "fit": whole_fits,
     "step": every_step,
+    "activations": activations_alone,
     "parameters": over_parameters,
     "layers": over_layers,
 }

@@ -79,6 +79,29 @@ def test_ratios_are_those_seen_from_outside(module, settings):
     assert {f.verdict for f in monitor.findings} <= {"pass", "skip"}
 
 
+class Counted(torch.overrides.TorchFunctionMode):
+    """A mode of the program's own, which sees every function of torch that is called."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.calls += 1
+        return func(*args, **kwargs or {})
+
+
+def test_a_mode_of_the_program_does_not_see_the_measuring():
+    calls = []
+    for every_n_steps in (1, 1000):
+        with Counted() as mode:
+            fit(Classifier(adamw), UpdateRatioMonitor(every_n_steps))
+        calls.append(mode.calls)
+    assert calls[0] > 100
+    # what is left is the end of each batch, where the program's own parts are looked through
+    assert (calls[0] - calls[1]) / 12 < 5
+
+
 def test_accumulated_batches_are_one_step():
     monitor = UpdateRatioMonitor(1)
     fit(Classifier(), monitor, accumulate_grad_batches=3)

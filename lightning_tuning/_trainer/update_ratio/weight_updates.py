@@ -21,6 +21,9 @@ from lightning_tuning.functional.update_ratio.update_ratio import log10_ratio
 class WeightUpdates:
     """Watches all optimizers from :meth:`watch` to :meth:`collect`, and nothing in between.
 
+    Modes that see torch's functions, another monitor's or the program's own, don't see what is done
+    here.
+
     The first step of each optimizer counts, if it makes several in a batch. One that a module
     drives itself and that makes none is waited for in the next batches, until :meth:`stop`.
 
@@ -67,10 +70,11 @@ class WeightUpdates:
         if step.has_gradients:
             step.gradients_again()
             return
-        if not step.has_copies:
-            step.copy_weights()
-        # what is clipped by hand was clipped before
-        step.read_gradients(before_clipping=self._automatic, scale=self._scale(optimizer))
+        with torch._C.DisableTorchFunction():
+            if not step.has_copies:
+                step.copy_weights()
+            # what is clipped by hand was clipped before
+            step.read_gradients(before_clipping=self._automatic, scale=self._scale(optimizer))
 
     def collect(self, at: int) -> UpdateRow | None:
         """Bring to the host what was found in a batch; None where no optimizer has stepped.
@@ -82,10 +86,11 @@ class WeightUpdates:
         """
         steps = [self._steps.get(optimizer) for optimizer in self._trainer.optimizers]
         self._wait_for_the_rest()
-        vectors = [step.on_device(self._total) for step in steps if step and step.has_gradients]
-        if not vectors:
-            return None
-        values = torch.cat([vector.to(vectors[0].device) for vector in vectors]).tolist()
+        with torch._C.DisableTorchFunction():
+            vectors = [step.on_device(self._total) for step in steps if step and step.has_gradients]
+            if not vectors:
+                return None
+            values = torch.cat([vector.to(vectors[0].device) for vector in vectors]).tolist()
         done: list[OptimizerStep | None] = []
         for step in steps:
             if step and step.has_gradients:
@@ -121,13 +126,15 @@ class WeightUpdates:
     ) -> None:
         step.depth += 1
         if not self._automatic and not step.has_copies:
-            step.copy_weights(before_backward=bool(args or kwargs))
+            with torch._C.DisableTorchFunction():
+                step.copy_weights(before_backward=bool(args or kwargs))
 
     def _after_step(self, step: MeasuredStep, optimizer: Optimizer, *_: object) -> None:
         # an optimizer that calls the step of its base class comes here twice
         step.depth -= 1
         if step.depth == 0 and step.has_copies and not step.finished:
-            step.finish(getattr(optimizer, "found_inf", None))
+            with torch._C.DisableTorchFunction():
+                step.finish(getattr(optimizer, "found_inf", None))
 
     def _scale(self, optimizer: Optimizer) -> Tensor | None:
         """Return what gradients still are multiplied by, since fused optimizers unscale them."""

@@ -6,6 +6,7 @@ Source: CS231n, *Neural Networks Part 2 and 3* (activation and gradient distribu
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 import torch
@@ -203,7 +204,8 @@ FACTS = 5
 """Numbers before the counts in a row of :func:`histograms`."""
 
 
-def edges(bins: int) -> list[float]:
+@functools.cache
+def edges(bins: int) -> tuple[float, ...]:
     """Return the edges of the bins, in root mean squares.
 
     Example:
@@ -211,7 +213,7 @@ def edges(bins: int) -> list[float]:
         [-53.6, -6.39, 0.0, 6.39, 53.6]
     """
     places = [2 * REACH * k / bins - REACH for k in range(bins + 1)]
-    return [math.copysign(math.expm1(abs(place)), place) for place in places]
+    return tuple(math.copysign(math.expm1(abs(place)), place) for place in places)
 
 
 def _counts(values: Tensor, bins: int, end: float) -> Tensor:

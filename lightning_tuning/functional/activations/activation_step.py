@@ -43,7 +43,10 @@ class Sampled:
         return cls(rms=rms, low=low, high=high, total=total, non_finite=int(broken), counts=counts)
 
     def histogram(self) -> Histogram | None:
-        """Return it as loggers take it; None where it has no counts.
+        """Return it as loggers take it, from its first bin with a count to its last.
+
+        None where it has no counts. Most of the outer bins are empty, and loggers' time goes by
+        bytes.
 
         Example:
             >>> row = Sampled.from_row([1.0, -1.0, 1.0, 0.0, 0.0, 2.0, 2.0])
@@ -53,11 +56,14 @@ class Sampled:
         number = sum(self.counts)
         if not number:
             return None
-        limits = [self.rms * edge for edge in edges(len(self.counts))[1:]]
-        limits[-1] = max(limits[-1], self.high)
+        used = [place for place, count in enumerate(self.counts) if count]
+        first, end = used[0], used[-1] + 1
+        limits = [self.rms * edge for edge in edges(len(self.counts))[first + 1 : end + 1]]
+        if end == len(self.counts):
+            limits[-1] = max(limits[-1], self.high)
         return Histogram(
             limits=tuple(limits),
-            counts=self.counts,
+            counts=self.counts[first:end],
             min=self.low,
             max=self.high,
             num=number,

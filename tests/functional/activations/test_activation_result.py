@@ -55,6 +55,22 @@ def test_a_histogram_for_loggers_has_the_sample_moments():
     assert sampled(torch.full((4,), math.nan)).histogram() is None
 
 
+@pytest.mark.parametrize(
+    "values", [torch.randn(500), torch.randn(500).relu(), torch.full((9,), 2.0)]
+)
+def test_a_histogram_for_loggers_has_no_empty_bins_at_its_ends(values):
+    whole = sampled(values, 64)
+    found = whole.histogram()
+    assert min(found.counts[0], found.counts[-1]) > 0
+    assert [c for c in found.counts if c] == [c for c in whole.counts if c]
+    # as TensorBoard reads them: the first bin begins at the least value
+    assert found.min <= found.limits[0]
+    edges = [-np.inf, *found.limits]
+    counts, _ = np.histogram(values.double().numpy(), edges)
+    assert np.abs(np.cumsum(counts) - np.cumsum(found.counts)).max() <= 2
+    assert len(found.counts) < 40
+
+
 def test_a_long_fit_keeps_the_first_the_latest_and_evenly_spread_steps():
     record = ActivationRecord(every_n_steps=1)
     for number in range(1001):
