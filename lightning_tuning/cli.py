@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import pathlib
@@ -11,6 +12,7 @@ from typing import Any, NoReturn
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 import lightning_tuning
 from lightning_tuning.findings import ChecksFailedError
@@ -18,13 +20,6 @@ from lightning_tuning.functional.lr_range_test import Suggestion
 from lightning_tuning.functional.run_report import read_run
 from lightning_tuning.plots import plot_one_cycle
 from lightning_tuning.workflow.preflight import CheckName
-
-try:
-    from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-except ImportError as error:  # pragma: no cover - the gate installs it
-    raise SystemExit(
-        'lightning-tuning needs jsonargparse: pip install "lightning-tuning[cli]"'
-    ) from error
 
 FINE, FAILED, USAGE = 0, 1, 2
 _HERE = pathlib.Path(__file__).parent
@@ -198,6 +193,8 @@ def _run(command: str, rest: list[str]) -> int:
     known = TuningCLI.subcommands()
     if command not in known and not command.startswith("-"):
         _stop(f"there is no command {command!r}; choose from {', '.join([*known, *_ALONE])}")
+    if importlib.util.find_spec("jsonargparse") is None:
+        _stop(f'{command} needs jsonargparse: pip install "lightning-tuning[cli]"')
     if "--quiet" in rest:
         logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
         rest = [part if part != "--quiet" else "--quiet=true" for part in rest]

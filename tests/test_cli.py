@@ -1,5 +1,6 @@
 """The command line: what it prints, its exit status, and a configuration that is not ours."""
 
+import importlib.util
 import json
 import logging
 import sys
@@ -166,6 +167,16 @@ def test_mistakes_are_told_in_one_line(capsys, config):
     assert "max_lr" in refused(capsys, "fit", "--config", config, *bad)
     nothing = refused(capsys, "preflight", "--config", config, "--trainer.max_epochs=0")
     assert "nothing left to train" in nothing
+
+
+def test_without_the_extra_it_says_how_to_install_it(capsys, config, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "jsonargparse" else found(name)
+    )
+    assert "lightning-tuning[cli]" in refused(capsys, "preflight", "--config", config)
+    # what needs no configuration still works
+    assert status("schedule", "--total_steps=50", "--max_lr=0.1", "--output=here.png") == 0
 
 
 def test_errors_of_the_program_keep_their_traceback(config, tmp_path):

@@ -211,7 +211,8 @@ def _refuse_or_drop_schedulers(trainer: Trainer, name: str, replace: bool) -> tu
         )
         raise MisconfigurationException(
             f"`configure_optimizers` returned {', '.join(names)}, and {name} sets the learning rate"
-            f" too: the later of the two would win at every step. In `configure_optimizers` {way}"
+            f" too: the later of the two would win at every step. Leave {name} out"
+            f" (`recipe(one_cycle=False)`), or in `configure_optimizers` {way}"
         )
     for config in configs:
         for group in config.scheduler.optimizer.param_groups:
