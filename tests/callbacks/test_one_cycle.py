@@ -626,7 +626,9 @@ def torchs(optimizer):
     ],
 )
 def test_a_scheduler_of_the_module_is_refused_or_replaced(module, name):
-    with pytest.raises(MisconfigurationException, match=rf"{name}.*one_cycle=False.*replace_scheduler=True"):
+    with pytest.raises(
+        MisconfigurationException, match=rf"{name}.*one_cycle=False.*replace_scheduler=True"
+    ):
         fit(module(), OneCycle(0.2))
     callback, recorder = OneCycle(replace_scheduler=True), Recorder()
     fit(module(), callback, recorder)

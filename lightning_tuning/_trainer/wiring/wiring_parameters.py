@@ -11,6 +11,7 @@ from lightning_tuning._trainer.wiring.fates import Fate
 from lightning_tuning._trainer.wiring.topic import Topic
 from lightning_tuning._trainer.wiring.watched_steps import hold, rescued, stepping
 from lightning_tuning.functional.wiring import wiring_parameters as rules
+from lightning_tuning.functional.wiring.wiring_flow import HALF
 from lightning_tuning.functional.wiring.wiring_parameters import Frozen, NotHeld, Rescue
 
 
@@ -36,7 +37,7 @@ def measure(probe: Probe) -> Evidence:
         held_and_reached=len(held),
         twice=_names(f for f in steps.fates if f.holders > 1) if several else (),
         losses_for_nobody=steps.losses_for_nobody,
-        rescue=_with(probe, missing),
+        rescue=_with(probe, missing, below=_below(missing)),
     )
     frozen = [f for f in steps.fates if _is_frozen(f)]
     called = sum(f.parameter.numel() for f in steps.fates if f.called)
@@ -63,9 +64,21 @@ def _is_frozen(fate: Fate) -> bool:
     return still and parameter.is_floating_point()
 
 
-def _with(probe: Probe, fates: Sequence[Fate]) -> Rescue | None:
+def _below(missing: Sequence[Fate]) -> float:
+    """Return up to which progress it is worth trying to train what no optimizer holds.
+
+    Nobody leaves out random weights on purpose and lets their gradients be computed; trained ones
+    may be meant to stay.
+    """
+    return HALF if all(f.fresh for f in missing) else 0.0
+
+
+def _with(probe: Probe, fates: Sequence[Fate], *, below: float = 0.0) -> Rescue | None:
     """Train with some parameters more, where the program trains badly without them."""
-    worth = ordinary_run(probe).trains_badly and bool(fates)
+    if not fates:
+        return None
+    ordinary = ordinary_run(probe)
+    worth = ordinary.trains_badly or (ordinary.judgeable and ordinary.progress < below)
     return rescued(probe, worth, prepare=lambda: hold(probe, [f.parameter for f in fates]))
 
 

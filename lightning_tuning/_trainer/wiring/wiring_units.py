@@ -28,16 +28,13 @@ def measure(probe: Probe) -> SameUnits:
     uniform = [
         f
         for f in steps.fates
-        if f.uniform
-        and f.reached
-        and f.holders
-        and f.lr > 0
-        and stepped >= _FEW
-        and not isinstance(layers.get(f.layer), nn.Embedding | nn.EmbeddingBag)
+        if f.uniform and f.reached and f.holders and f.lr > 0 and stepped >= _FEW
     ]
-    same = [f for f in uniform if f.fed and f.moved and f.spread <= _SAME]
     silent = [f for f in steps.fates if f.parameter.dim() > 1 and f.reached and not f.fed]
     dead = [f for f in uniform if not f.fed and any(_elsewhere(s, f) for s in silent)]
+    # rows of an embedding meet different examples, and become different by that
+    uniform = [f for f in uniform if not isinstance(layers.get(f.layer), _TABLES)]
+    same = [f for f in uniform if f.fed and f.moved and f.spread <= _SAME]
     matrices = [f for f in uniform if isinstance(layers.get(f.layer), _LAYERS)]
     open_question = bool(matrices) and not same and not dead and not steps.no_step
     parameters = [f.parameter for f in matrices]
@@ -105,6 +102,7 @@ def _elsewhere(one: Fate, other: Fate) -> bool:
     return one.layer != other.layer or (not one.layer and one.name != other.name)
 
 
+_TABLES = (nn.Embedding, nn.EmbeddingBag)
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 

@@ -28,7 +28,6 @@ _ON_TRAINING: Mapping[str, tuple[int, _Rule]] = {
     "lr_too_high": (60, curve_rules_noise.lr_too_high),
     "loss_oscillation": (100, curve_rules_noise.loss_oscillation),
     "batch_noise": (100, curve_rules_noise.batch_noise),
-    "loss_spikes": (100, curve_rules_noise.loss_spikes),
     "lr_decayed_too_fast": (60, curve_rules_rate.lr_decayed_too_fast),
     "loss_not_at_chance": (30, curve_rules_level.loss_not_at_chance),
     "underfitting": (10, curve_rules_poor.underfitting),
@@ -74,9 +73,13 @@ def diagnose(curves: Curves, *, step: int = 0) -> tuple[Finding, ...]:
         if curves.steps
         else answer("non_finite", "skip", f"There is no loss: {curves.no_train}.")
     ]
+    spikes = _judged(curves, 100, curve_rules_noise.loss_spikes, reading, "loss_spikes")
+    if spikes.verdict == "warn":
+        # levels and trends are those of the other batches
+        reading = Reading(curve_rules_noise.without_spikes(reading))
     for code, (points, rule) in _ON_TRAINING.items():
-        why = _unfit(curves, points)
-        findings.append(answer(code, "skip", why) if why else rule(reading))
+        findings.append(_judged(curves, points, rule, reading, code))
+    findings.append(spikes)
     for code, (points, rule) in _ON_BOTH.items():
         why = _unfit(curves, points) or (
             f"There is no validation loss: {curves.no_val}." if curves.val is None else ""
@@ -85,6 +88,11 @@ def diagnose(curves: Curves, *, step: int = 0) -> tuple[Finding, ...]:
     findings.append(curve_rules_validation.metric_apart(reading))
     findings = _without_consequences(findings)
     return tuple(f if f.step else dataclasses.replace(f, step=step) for f in findings)
+
+
+def _judged(curves: Curves, points: int, rule: _Rule, reading: Reading, code: str) -> Finding:
+    why = _unfit(curves, points)
+    return answer(code, "skip", why) if why else rule(reading)
 
 
 def _without_consequences(findings: list[Finding]) -> list[Finding]:

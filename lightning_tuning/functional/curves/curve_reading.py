@@ -22,6 +22,7 @@ _BINS = 20
 _PRETRAINED = 0.7
 _LIVE_RATE = 0.3
 _GOOD_METRIC = 0.8
+_FAR_ABOVE = 1.5
 _UNLEARNT = 0.98
 
 
@@ -145,7 +146,14 @@ class Reading:
 
     @property
     def metric_is_good(self) -> bool:
-        """Whether a metric between 0 and 1 says that the fit went well."""
+        """Whether a metric between 0 and 1 says that the fit went well.
+
+        No metric speaks for a training loss that ends far above where it began.
+        """
+        chance = self.curves.chance
+        third = self.losses[-max(10, len(self.losses) // 3) :]
+        if chance is not None and np.median(third) > _FAR_ABOVE * max(self.start, chance):
+            return False
         return any(_is_good(metric) for metric in self.curves.metrics)
 
     def bad(self, share: float) -> bool:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from lightning_tuning.findings import Finding, Scalar
 from lightning_tuning.functional.curves.curve_answer import answer
 from lightning_tuning.functional.curves.curve_noise import rests
 from lightning_tuning.functional.curves.curve_reading import Reading
+from lightning_tuning.functional.curves.loss_curves import Curves
 
 _STRAYS = 0.08
 _SMALL_BATCH = 4
 _OVERSHOOT = 1.5
+_TAIL = 4.0
+_TOSSES = 0.1
 
 
 def lr_too_high(r: Reading) -> Finding:
@@ -93,7 +98,7 @@ def batch_noise(r: Reading) -> Finding:
         )
     told = "" if size is None else f" of {size} example{'s' if size > 1 else ''}"
     wiggle = r.noise / max(r.gain, 1e-12)
-    if _small_batch(r) and wiggle > 0.3 and r.bad(0.5) and not _falls_late(r):
+    if _small_batch(r) and wiggle > 0.3 and (r.bad(0.5) or _tossed(r)) and not _falls_late(r):
         return answer(
             "batch_noise",
             "warn",
@@ -122,10 +127,8 @@ def loss_spikes(r: Reading) -> Finding:
         return answer(
             "loss_spikes", "skip", "The curve is too short or too noisy.", numbers=numbers
         )
-    beside = np.abs(rests(values))
-    usual = float(np.quantile(beside, 0.9)) if len(beside) else 0.0
     median = float(np.median(values))
-    bound = median + max(8 * usual, abs(r.reference - median), 0.5 * abs(r.reference))
+    bound = spike_bound(r)
     places = np.flatnonzero(values > bound)
     events = int((np.diff(places) > 3).sum()) + 1 if len(places) else 0
     rare = len(places) <= 0.1 * len(values)
@@ -141,11 +144,44 @@ def loss_spikes(r: Reading) -> Finding:
             step=first,
             numbers=numbers,
         )
-    return answer("loss_spikes", "pass", f"{events} sudden spikes.", numbers=numbers)
+    told = f"{events} sudden spikes" if events else "No sudden spike"
+    return answer("loss_spikes", "pass", f"{told}.", numbers=numbers)
+
+
+def spike_bound(r: Reading) -> float:
+    """Return the loss above which a single batch is a spike."""
+    highs = np.asarray(r.curves.highs, float)
+    values = highs[len(r.losses) // 4 :]
+    beside = np.abs(rests(values))
+    # spikes are in the upper tenth themselves where there are many; noise is at most a few medians
+    middle, upper = np.quantile(beside, (0.5, 0.9)) if len(beside) else (0.0, 0.0)
+    usual = float(min(upper, _TAIL * middle))
+    median = float(np.median(values))
+    return median + max(8 * usual, abs(r.reference - median), 0.5 * abs(r.reference))
+
+
+def without_spikes(r: Reading) -> Curves:
+    """Return curves with what their neighbours say in the place of points that hold a spike."""
+    curves, bound = r.curves, spike_bound(r)
+    highs, values = np.asarray(curves.highs, float), np.asarray(curves.train.values, float)
+    places, spiked = np.arange(len(values)), highs > bound
+    if spiked.any() and not spiked.all():
+        values[spiked] = np.interp(places[spiked], places[~spiked], values[~spiked])
+    calm = dataclasses.replace(curves.train, values=tuple(values.tolist()))
+    return dataclasses.replace(curves, train=calm, highs=calm.values)
 
 
 def _small_batch(r: Reading) -> bool:
     return r.curves.batch_size is not None and r.curves.batch_size <= _SMALL_BATCH
+
+
+def _tossed(r: Reading) -> bool:
+    """Whether single batches toss the weights about, as far as validation can see.
+
+    The same examples are validated each time, so that nothing but the weights moves their loss.
+    """
+    stray = r.val_wander
+    return stray is not None and stray > _TOSSES * r.gain and not r.metric_is_good
 
 
 def _stray(r: Reading) -> float:

@@ -6,7 +6,12 @@ import numpy as np
 
 from lightning_tuning.findings import Finding, Scalar
 from lightning_tuning.functional.curves.curve_answer import answer
-from lightning_tuning.functional.curves.curve_noise import slope_interval
+from lightning_tuning.functional.curves.curve_noise import (
+    Array,
+    mean_interval,
+    noise,
+    slope_interval,
+)
 from lightning_tuning.functional.curves.curve_reading import Reading
 from lightning_tuning.functional.curves.loss_curves import Curve
 
@@ -32,9 +37,7 @@ def overfitting(r: Reading) -> Finding:
     }
     after = val[best:]
     # of two or three validations after the best nobody can tell a rise from noise
-    sure = len(after) >= 4 and slope_interval(after)[0] > 0
-    if len(after) == 4:
-        sure = bool((np.diff(after) > 0).all())
+    sure = _has_risen(after)
     behind = np.asarray(r.curves.train.steps) <= r.curves.val.steps[best] if r.curves.val else None
     at_best = float(np.mean(r.losses[behind][-20:])) if behind is not None else r.end
     falls = r.end < at_best - 0.1 * abs(at_best) or r.end < 0.1 * abs(r.reference)
@@ -70,6 +73,19 @@ def overfitting(r: Reading) -> Finding:
         "Keep the checkpoint of the best validation." if sure and rise > 0.05 * scale else "",
         numbers=numbers,
     )
+
+
+def _has_risen(after: Array) -> bool:
+    """Whether validation has risen beyond its noise since its best.
+
+    Either along a line, or first and then at rest where training has nothing left to gain.
+    """
+    if len(after) == 4:
+        return bool((np.diff(after) > 0).all())
+    if len(after) > 4 and slope_interval(after)[0] > 0:
+        return True
+    half = after[len(after) // 2 :]
+    return len(after) >= 12 and mean_interval(half)[0] > float(after[0]) + 4 * noise(after)
 
 
 def train_val_mismatch(r: Reading) -> Finding:

@@ -84,6 +84,32 @@ def test_a_trunk_is_missed_where_nothing_is_learnt_without_it():
     assert finding.evidence["progress"] < 0.1 < finding.evidence["progress_with_them"]
 
 
+class Codec(Base):
+    """An autoencoder of correlated numbers, whose decoder alone learns much of them."""
+
+    def __init__(self, held):
+        super().__init__(nn.Linear(10, 24), nn.ReLU(), nn.Linear(24, 4))
+        self.decoder = nn.Sequential(nn.Linear(4, 24), nn.ReLU(), nn.Linear(24, 10))
+        mix = torch.randn(10, 10, generator=torch.Generator().manual_seed(3))
+        self.register_buffer("mix", mix * torch.tensor([1.0] * 4 + [0.1] * 6)[:, None])
+        self.held = held
+
+    def training_step(self, batch, batch_idx):
+        x = batch[0] @ self.mix
+        return F.mse_loss(self.decoder(self.net(x)), x)
+
+    def configure_optimizers(self):
+        part = self if self.held else self.decoder
+        return torch.optim.Adam(part.parameters(), lr=3e-3)
+
+
+def test_an_encoder_left_out_is_missed_where_some_is_learnt_without_it():
+    finding = found(TOPIC, lambda: Codec(held=False))["params_not_in_optimizer"]
+    assert (finding.verdict, finding.where) == ("warn", "net.0.weight")
+    assert 0.1 < finding.evidence["progress"] < 0.5
+    assert verdicts(lambda: Codec(held=True))["params_not_in_optimizer"] == "pass"
+
+
 def test_a_frozen_trunk_counts_only_where_nothing_is_learnt():
     finding = found(TOPIC, lambda: Narrow(frozen=True))["frozen_params"]
     assert (finding.verdict, finding.where) == ("warn", "net.0.weight")

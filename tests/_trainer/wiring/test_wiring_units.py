@@ -90,3 +90,26 @@ def test_zero_heads_adapters_and_branches_are_silent():
     assert verdict(lambda: Filled(0.0, only_last=True)) == "pass"
     assert verdict(lambda: Filled(0.2, only_last=True)) == "pass"
     assert verdict(Adapter) == "pass"
+
+
+class Ratings(Base):
+    """Users times items; each table is of use to the other alone."""
+
+    def __init__(self, users, items):
+        super().__init__(nn.Identity())
+        self.users, self.items = nn.Embedding(10, 4), nn.Embedding(10, 4)
+        self.head = nn.Linear(10, 4)
+        for table, size in ((self.users, users), (self.items, items)):
+            nn.init.normal_(table.weight, std=size)
+
+    def forward(self, x):
+        who, what = x[:, 0].abs().long() % 10, x[:, 1].abs().long() % 10
+        return self.head(x) + self.users(who) * self.items(what)
+
+
+def test_tables_that_wait_for_each_other_are_found():
+    finding = found(TOPIC, lambda: Ratings(0.0, 0.0))["zero_init"]
+    assert finding.verdict == "fail"
+    assert finding.where == "users.weight"
+    # one of them at zero learns, since rows of the other differ
+    assert verdict(lambda: Ratings(0.0, 0.3)) == verdict(lambda: Ratings(0.3, 0.3)) == "pass"

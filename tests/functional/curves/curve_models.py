@@ -76,17 +76,22 @@ def healthy(kind, generator):
         ),
         "rests early": lambda: exponential(generator, floor=floor, scale=n / 30, n=n),
         "mild overfitting": lambda: exponential(generator, floor=0.01, scale=n / 8, n=n),
+        "small batches": lambda: exponential(generator, floor=floor, scale=n / 12, n=n),
     }[kind]()
-    train = with_noise(mean, generator, relative=noise, phi=phi)
+    few = kind == "small batches"
+    train = with_noise(mean, generator, relative=0.6 if few else noise, phi=phi)
     gap = generator.uniform(0, 0.15)
     end = at_ends(mean) + gap * (CHANCE - at_ends(mean))
     if kind == "mild overfitting":
         end = end + np.linspace(0, 0.1, len(end))
     val = end * np.exp(generator.normal(0, 0.02, len(end)))
-    return curves(train, val=val)
+    return curves(train, val=val, batch_size=2 if few else 32)
 
 
-HEALTHY = ("exponential", "power law", "late start", "rests early", "mild overfitting")
+HEALTHY = (
+    *("exponential", "power law", "late start", "rests early", "mild overfitting"),
+    "small batches",
+)
 
 
 def broken(kind, generator):
@@ -161,6 +166,29 @@ def broken(kind, generator):
         values = np.asarray(made.train.values)
         values[generator.choice(np.arange(200, n), 6, replace=False)] = 15.0
         return curves(values, val=made.val.values), {"loss_spikes"}
+    if kind == "beyond chance":
+        # some answers are still right, with logits that are far too large
+        swings = 8 * np.abs(ar1(n, 0.9, 1.0, generator)) * (share > 0.4)
+        return draw(exponential(generator, scale=30) + swings, metric=np.full(15, 0.88)), {
+            "lr_too_high",
+            "loss_diverging",
+        }
+    if kind == "overfits and rests":
+        mean = exponential(generator, floor=1e-7, scale=25)
+        late = np.clip((at_ends(share) - 0.15) / 0.25, 0, 1)
+        fall = at_ends(exponential(generator, floor=0.85, scale=20))
+        return draw(mean, val=fall + generator.uniform(0.4, 0.6) * late), {"overfitting"}
+    if kind == "outliers":
+        # two examples of sixty batches, met once an epoch
+        made = draw(exponential(generator, scale=40))
+        values = np.asarray(made.train.values)
+        for first in range(0, n, 60):
+            values[first + generator.choice(60, 2, replace=False)] = generator.uniform(40, 300)
+        return curves(values, val=np.full(15, 3.0)), {"loss_spikes"}
+    if kind == "tossed":
+        noisy = with_noise(exponential(generator, floor=0.9, scale=30), generator, relative=0.7)
+        val = 0.9 * np.exp(generator.normal(0, 0.35, 15))
+        return curves(noisy, val=val, batch_size=2), {"batch_noise", "loss_oscillation"}
     assert kind == "small batch"
     mean = np.full(n, 1.7) + (CHANCE - 1.7) * np.exp(-steps / 10)
     noisy = with_noise(mean, generator, relative=0.5)
@@ -171,6 +199,7 @@ BROKEN = (
     *("creeps", "at chance", "jumps", "stays high", "diverges", "overfits", "other data"),
     *("by heart", "pure noise", "harder data", "overconfident", "stopped"),
     *("decays", "rests high", "hockey stick", "spikes", "small batch"),
+    *("beyond chance", "overfits and rests", "outliers", "tossed"),
 )
 
 
