@@ -28,6 +28,7 @@ from lightning_tuning.functional.one_cycle import (
 from lightning_tuning.functional.overfit_batch import OverfitBatchResult
 from lightning_tuning.functional.preflight import PreflightResult
 from lightning_tuning.functional.run_report import RunReport, read_run
+from lightning_tuning.functional.symptoms import explain
 from lightning_tuning.functional.update_ratio.update_ratio import UpdateRatioResult
 from lightning_tuning.workflow.preflight import preflight
 from lightning_tuning.workflow.recipe import recipe
@@ -61,6 +62,7 @@ __all__ = [
     "WiringCheck",
     "checkpoint_weights",
     "ema_decay",
+    "explain",
     "lr_range_test",
     "one_cycle",
     "one_cycle_schedule",

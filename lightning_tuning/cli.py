@@ -7,6 +7,7 @@ import logging
 import os
 import pathlib
 import sys
+import textwrap
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -35,6 +36,7 @@ the fit (LightningCLI; all callbacks of lightning_tuning by their short names)
 
 after a fit
   report RUN_DIR   findings and figures of a run on one page
+  explain CODE     what a finding means, and what to do
 
 preflight, lr-range-test and fit take the same configuration, that of LightningCLI:
   lightning-tuning preflight --config config.yaml
@@ -186,6 +188,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(command: str, rest: list[str]) -> int:
+    if command == "explain":
+        return _explain(rest)
+    if importlib.util.find_spec("jsonargparse") is None:
+        _stop(f'{command} needs jsonargparse: pip install "lightning-tuning[cli]"')
     if command == "schedule":
         return _schedule(rest)
     if command == "report":
@@ -193,8 +199,6 @@ def _run(command: str, rest: list[str]) -> int:
     known = TuningCLI.subcommands()
     if command not in known and not command.startswith("-"):
         _stop(f"there is no command {command!r}; choose from {', '.join([*known, *_ALONE])}")
-    if importlib.util.find_spec("jsonargparse") is None:
-        _stop(f'{command} needs jsonargparse: pip install "lightning-tuning[cli]"')
     if "--quiet" in rest:
         logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
         rest = [part if part != "--quiet" else "--quiet=true" for part in rest]
@@ -255,7 +259,14 @@ def _report(rest: list[str]) -> int:
     return FAILED if found.verdict == "fail" else FINE
 
 
-_ALONE = ("schedule", "report")
+def _explain(rest: list[str]) -> int:
+    if len(rest) != 1 or rest[0].startswith("-"):
+        _stop("explain takes one code of a finding, such as lr_too_high")
+    _print("\n".join(textwrap.wrap(lightning_tuning.explain(rest[0]), 100)))
+    return FINE
+
+
+_ALONE = ("schedule", "report", "explain")
 
 
 def _stop(message: str) -> NoReturn:

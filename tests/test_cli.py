@@ -142,6 +142,15 @@ def test_a_schedule_is_drawn_without_training(tmp_path, capsys):
     assert (tmp_path / "here.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_code_is_explained(capsys):
+    assert status("explain", "dead_relu") == 0
+    told = capsys.readouterr().out
+    assert "silent" in told
+    assert max(map(len, told.splitlines())) <= 100
+    assert "lr_too_high" in refused(capsys, "explain", "lr_to_high")
+    assert "one code" in refused(capsys, "explain")
+
+
 def test_help_and_version(capsys):
     assert status("--help") == status() == 0
     told = capsys.readouterr().out
@@ -175,8 +184,7 @@ def test_without_the_extra_it_says_how_to_install_it(capsys, config, monkeypatch
         importlib.util, "find_spec", lambda name: None if name == "jsonargparse" else found(name)
     )
     assert "lightning-tuning[cli]" in refused(capsys, "preflight", "--config", config)
-    # what needs no configuration still works
-    assert status("schedule", "--total_steps=50", "--max_lr=0.1", "--output=here.png") == 0
+    assert "lightning-tuning[cli]" in refused(capsys, "schedule")
 
 
 def test_errors_of_the_program_keep_their_traceback(config, tmp_path):

@@ -30,8 +30,17 @@ of_each_page = pytest.mark.parametrize(
 )
 
 
+def text_of(page):
+    """The page's own text, and that of a file that it includes."""
+    text = page.read_text()
+    for info, _ in FENCE.findall(text):
+        if info.startswith("{include}"):
+            text += (page.parent / info.split()[1]).read_text()
+    return text
+
+
 def blocks(page, language):
-    return [code for info, code in FENCE.findall(page.read_text()) if info.strip() == language]
+    return [code for info, code in FENCE.findall(text_of(page)) if info.strip() == language]
 
 
 # ------------------------------------------------------------------------------- what is there
@@ -72,7 +81,7 @@ def test_every_page_is_in_a_menu():
 
 @of_each_page
 def test_links_and_images_lead_somewhere(page):
-    text = FENCE.sub("", page.read_text())
+    text = FENCE.sub("", text_of(page))
     dead = []
     for target in LINK.findall(text):
         path, _, anchor = target.partition("#")
@@ -86,7 +95,7 @@ def test_links_and_images_lead_somewhere(page):
 
 def anchors(page):
     """Return the anchors of headings, as GitHub and MyST make them."""
-    titles = re.findall(r"^#+ (.*)$", FENCE.sub("", page.read_text()), re.MULTILINE)
+    titles = re.findall(r"^#+ (.*)$", FENCE.sub("", text_of(page)), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import base64
 import dataclasses
 import html
+import re
 from collections.abc import Sequence
 
 from lightning_tuning.findings import Finding, Verdict
 from lightning_tuning.functional.findings_table import counted, worst_first
 from lightning_tuning.functional.report_table import by_check, located, overall
+from lightning_tuning.functional.symptoms import known_symptoms
+
+_CODE, _EMPHASIS = re.compile(r"`([^`]+)`"), re.compile(r"\*([^*]+)\*")
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --fail: #c62828; --warn: #b26a00;
@@ -27,6 +31,7 @@ img { max-width: 100%; background: #fff; border: 1px solid var(--line); }
 summary { cursor: pointer; color: var(--skip); padding: .35rem 0; }
 .fail { color: var(--fail); font-weight: 600; } .warn { color: var(--warn); font-weight: 600; }
 .pass { color: var(--pass); } .skip { color: var(--skip); }
+td a { color: inherit; } dt { margin-top: .8rem; } dt:target + dd { background: var(--line); }
 """
 _SAYS: dict[Verdict, str] = {
     "fail": "Something is wrong.",
@@ -88,6 +93,7 @@ def html_report(
             f"<h1>{text(title)}</h1>",
             f"<p>{told} {text(intro)}</p>",
             *sections,
+            _explained(findings),
             "</body></html>",
             "",
         ]
@@ -113,10 +119,32 @@ def _table(findings: Sequence[Finding]) -> str:
     return f"<table>{head}{''.join(_row(finding) for finding in findings)}</table>"
 
 
+def _explained(findings: Sequence[Finding]) -> str:
+    """Return what the findings that speak mean, for those who read on from a row's code."""
+    codes = dict.fromkeys(f.code for f in worst_first(findings) if f.verdict in ("fail", "warn"))
+    texts = {code: known_symptoms()[code] for code in codes if code in known_symptoms()}
+    if not texts:
+        return ""
+    parts = [
+        f'<dt id="{code}"><code>{code}</code></dt><dd>{_text(text)}</dd>'
+        for code, text in texts.items()
+    ]
+    return "\n".join(["<h2>What it means, and what to do</h2>", "<dl>", *parts, "</dl>"])
+
+
+def _text(markdown: str) -> str:
+    """Return the little Markdown that the page of symptoms has, as HTML."""
+    code = _CODE.sub(r"<code>\1</code>", html.escape(markdown))
+    return _EMPHASIS.sub(r"<em>\1</em>", code)
+
+
 def _row(finding: Finding) -> str:
     text = html.escape
+    name = f"<code>{text(finding.code)}</code>"
+    if finding.verdict in ("fail", "warn") and finding.code in known_symptoms():
+        name = f'<a href="#{text(finding.code)}">{name}</a>'
     return (
-        f"<tr><td><code>{text(finding.code)}</code></td>"
+        f"<tr><td>{name}</td>"
         f'<td class="{text(finding.verdict)}">{text(finding.verdict)}</td>'
         f"<td>{text(located(finding))}</td><td>{text(finding.hint)}</td></tr>"
     )

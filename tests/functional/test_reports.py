@@ -99,3 +99,14 @@ def test_a_folder_without_a_run_is_refused_with_the_one_that_may_be_meant(tmp_pa
     (inner / "findings.json").write_text("[]")
     with pytest.raises(FileNotFoundError, match=r"did you mean .*version_0"):
         read_run(tmp_path)
+
+
+def test_the_page_explains_what_speaks():
+    loud = Finding(check="a", code="dead_relu", verdict="warn", message="m")
+    quiet = Finding(check="a", code="zero_init", verdict="pass", message="m")
+    page = html_report([loud, quiet], title="t")
+    assert '<a href="#dead_relu">' in page
+    assert '<dt id="dead_relu">' in page
+    assert "LeakyReLU" in page
+    assert 'id="zero_init"' not in page
+    assert "What it means" not in html_report([quiet], title="t")
