@@ -166,6 +166,10 @@ def broken(kind, generator):
         values = np.asarray(made.train.values)
         values[generator.choice(np.arange(200, n), 6, replace=False)] = 15.0
         return curves(values, val=made.val.values), {"loss_spikes"}
+    if kind == "broken off":
+        # a late start, and an end in its steepest part
+        scale = generator.uniform(0.06, 0.1)
+        return draw(0.02 + CHANCE / (1 + np.exp((share - 0.75) / scale))), {"underfitting"}
     if kind == "beyond chance":
         # some answers are still right, with logits that are far too large
         swings = 8 * np.abs(ar1(n, 0.9, 1.0, generator)) * (share > 0.4)
@@ -199,7 +203,7 @@ BROKEN = (
     *("creeps", "at chance", "jumps", "stays high", "diverges", "overfits", "other data"),
     *("by heart", "pure noise", "harder data", "overconfident", "stopped"),
     *("decays", "rests high", "hockey stick", "spikes", "small batch"),
-    *("beyond chance", "overfits and rests", "outliers", "tossed"),
+    *("beyond chance", "overfits and rests", "outliers", "tossed", "broken off"),
 )
 
 
