@@ -32,7 +32,6 @@ def main():
     model = Digits()
 
     result = lr_range_test(trainer, model, loader, apply=True)
-    print(result.summary())
     print({name: f"{rate:.1e}" for name, rate in result.suggestions.items()})
     print(f"the module's rate is now {model.hparams.lr:.2e}")
 
