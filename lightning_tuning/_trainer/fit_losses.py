@@ -82,7 +82,15 @@ class FitLosses:
         if self._scalars:
             device = trainer.strategy.root_device
             scalars, self._scalars = self._scalars, []
-            self._vectors.append(torch.stack([s.reshape(()).float().to(device) for s in scalars]))
+            self._vectors.append(_stacked(scalars, device))
+
+
+def _stacked(scalars: Sequence[Tensor], device: torch.device) -> Tensor:
+    """Return one vector in single precision; in one call where all are alike, as usual."""
+    kind = scalars[0].dtype
+    if all(s.dim() == 0 and s.dtype == kind and s.device == device for s in scalars):
+        return torch.stack(list(scalars)).float()
+    return torch.stack([s.reshape(()).float().to(device) for s in scalars])
 
 
 def _mean(parts: list[Tensor], *, divided_by: int) -> Tensor:
