@@ -6,6 +6,8 @@ import multiprocessing
 import os
 import pathlib
 import signal
+import threading
+import time
 
 import pytest
 import torch
@@ -56,10 +58,20 @@ def _leaves_nothing(tmp_path, monkeypatch):
     yield
     signal.signal(signal.SIGINT, handler)
     gc.collect()
+    _let_writers_finish()
     monkeypatch.undo()
     left = {pid for pid in _children() - children if not _is_helper(pid)}
     assert not left, f"processes left behind: {left}"
     assert _files() <= files, f"files left behind: {_files() - files}"
+
+
+def _let_writers_finish() -> None:
+    """Wait until TensorBoard's threads have written what they hold, by paths of this folder."""
+    ends = time.monotonic() + 5
+    for thread in threading.enumerate():
+        if type(thread).__name__ == "_AsyncWriterThread":
+            while thread.is_alive() and thread._queue.unfinished_tasks and time.monotonic() < ends:
+                time.sleep(0.01)
 
 
 def _is_helper(pid: int) -> bool:
