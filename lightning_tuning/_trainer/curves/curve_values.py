@@ -20,6 +20,7 @@ _LOWER = (
     *("loss", "err", "error", "mse", "rmse", "mae", "mape", "wer", "cer", "fid", "ppl"),
     *("perplexity", "nll", "bce", "ce", "elbo", "crps", "ece", "brier", "kl"),
 )
+_STAGES = {"train", "training", "val", "valid", "validation", "step", "epoch"}
 _SHORT = {
     "mse_loss": ("mse",),
     "l1_loss": ("mae", "l1"),
@@ -71,20 +72,30 @@ def direction(name: str, known: Mapping[str, bool]) -> bool | None:
     return None
 
 
+def _stem(name: str) -> tuple[str, ...]:
+    return tuple(word for word in _words(name) if word not in _STAGES)
+
+
 def _words(name: str) -> list[str]:
     return "".join(c if c.isalnum() else " " for c in name.lower()).split()
 
 
-def the_loss(names: Sequence[str], functions: Collection[str]) -> tuple[str | None, str]:
+def the_loss(
+    names: Sequence[str], functions: Collection[str], trained: Collection[str] = ()
+) -> tuple[str | None, str]:
     """Return which validation metric is the loss, or why that is not known.
 
     Args:
         names: What validation has logged.
         functions: The loss functions of torch that both training and validation call.
+        trained: What training has logged. The one name of validation that differs from one of
+            these by the stage alone is the loss, if no other could be.
 
     Example:
         >>> the_loss(["val_acc", "val_mse"], ["mse_loss"])
         ('val_mse', '')
+        >>> the_loss(["recon/val", "psnr/val"], [], ["recon/train"])
+        ('recon/val', '')
     """
     if not names:
         return None, "no validation logged anything"
@@ -92,6 +103,10 @@ def the_loss(names: Sequence[str], functions: Collection[str]) -> tuple[str | No
     if not losses and len(functions) == 1:
         short = _SHORT.get(next(iter(functions)), ())
         losses = [name for name in names if any(word in short for word in _words(name))]
+    if not losses:
+        stems = {_stem(name) for name in trained if set(_words(name)) & _STAGES}
+        twins = [name for name in names if direction(name, {}) is not True]
+        losses = [name for name in twins if _stem(name) in stems]
     if len(losses) == 1:
         return losses[0], ""
     told = ", ".join(map(repr, losses or names))

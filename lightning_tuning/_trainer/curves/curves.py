@@ -205,7 +205,8 @@ class CurveRecorder:
         before = self._earlier.val if self._earlier is not None else None
         if before is not None and before.name in names:
             return before.name, ""
-        return the_loss(names, self._calls.names if self._calls.alike else ())
+        trained = set(self.trainer.callback_metrics) - set(names)
+        return the_loss(names, self._calls.names if self._calls.alike else (), trained)
 
     def _why_no_loss(self) -> str:
         if self._train_metric is None:

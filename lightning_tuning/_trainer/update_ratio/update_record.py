@@ -15,6 +15,7 @@ from lightning_tuning._trainer.fit_losses import fit_losses
 from lightning_tuning._trainer.monitor_log import chart, log_figure, log_scalars, tag_suffix
 from lightning_tuning._trainer.report import real_loggers, report, run_folder
 from lightning_tuning._trainer.unread_flags import unread_flags
+from lightning_tuning._trainer.update_ratio.normalizing import normalizes
 from lightning_tuning._trainer.update_ratio.weight_updates import WeightUpdates
 from lightning_tuning.findings import Finding
 from lightning_tuning.functional.fit_course import fit_course
@@ -167,6 +168,7 @@ class UpdateRecord:
             left_out=tracked.left_out(),
             rest_fresh=tracked.rest_is_fresh(set(range(len(known))) - reached),
             unread=unread_flags(self._trainer, tracked.ids(self._driven())),
+            scale_free=normalizes(self._trainer.lightning_module),
             steps=self._cadence.step - self._first_step,
             at=self._cadence.step,
         )

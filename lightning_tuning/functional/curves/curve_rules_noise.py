@@ -16,7 +16,9 @@ _STRAYS = 0.08
 _SMALL_BATCH = 4
 _OVERSHOOT = 1.5
 _TAIL = 4.0
+_MOST = 5.0
 _TOSSES = 0.1
+_TOSSES_AWAY = 0.5
 
 
 def lr_too_high(r: Reading) -> Finding:
@@ -133,7 +135,9 @@ def loss_spikes(r: Reading) -> Finding:
     events = int((np.diff(places) > 3).sum()) + 1 if len(places) else 0
     rare = len(places) <= 0.1 * len(values)
     numbers |= {"spikes": events, "bound": bound}
-    if events >= 3 and rare and not r.metric_is_good and r.bad(0.9):
+    # spikes that hold most of the loss leave a trace whatever is learnt between them
+    most = float(np.mean(r.losses[len(r.losses) // 4 :])) > _MOST * max(median, 1e-12)
+    if events >= 3 and rare and not r.metric_is_good and (r.bad(0.9) or most):
         first = r.curves.train.steps[after + int(places[0])]
         return answer(
             "loss_spikes",
@@ -181,7 +185,9 @@ def _tossed(r: Reading) -> bool:
     The same examples are validated each time, so that nothing but the weights moves their loss.
     """
     stray = r.val_wander
-    return stray is not None and stray > _TOSSES * r.gain and not r.metric_is_good
+    if stray is None or not stray > _TOSSES * r.gain:
+        return False
+    return not r.metric_is_good or stray > _TOSSES_AWAY * r.val_end
 
 
 def _stray(r: Reading) -> float:

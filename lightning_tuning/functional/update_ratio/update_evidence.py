@@ -50,6 +50,8 @@ class UpdateEvidence:
         left_out: The matrices that belong to no optimizer and are as they were when the fit began.
         rest_fresh: The same as ``fresh`` of these, and of what got no gradient.
         unread: Attributes that were to freeze or to thaw, and did not.
+        scale_free: Whether layers normalise what others put out, so that the size of their weights
+            may not matter.
         steps: Optimizer steps of the fit.
         at: The place on the axis of ``self.log``.
     """
@@ -66,6 +68,7 @@ class UpdateEvidence:
     left_out: tuple[LeftOut, ...]
     rest_fresh: bool | None
     unread: tuple[UnreadFlag, ...]
+    scale_free: bool
     steps: int
     at: int
 

@@ -196,12 +196,14 @@ def clipping_leaves_steps(evidence: UpdateEvidence) -> tuple[Finding, ...]:
     coefficient, share = float(np.median(left)), evidence.result.clipped_share or 0.0
     usual = _usual(evidence)
     numbers: dict[str, Scalar] = {"coefficient": coefficient, "clipped_share": share}
+    # a start far above chance comes down by steps of any size
+    slow = evidence.course.late < 0.3
     bad = (
         usual is not None
         and 0 < coefficient < 0.1
         and is_low(evidence)
         and usual - math.log10(coefficient) > -3.5
-        and evidence.course.progress < 0.3
+        and (evidence.course.progress < 0.3 or (share > 0.9 and coefficient < 0.01 and slow))
     )
     told = (
         f"Clipping bites at {share:.0%} of the measured steps and leaves {coefficient:.2g} of the"

@@ -66,7 +66,8 @@ def rate_lasts(evidence: UpdateEvidence) -> tuple[Finding, ...]:
 def decay_leaves_weights(evidence: UpdateEvidence) -> tuple[Finding, ...]:
     r"""Find weight decay that eats the weights.
 
-    Either weights have shrunk to less than a third and hardly anything was learnt, or each step
+    Either weights have shrunk to less than a third and hardly anything was learnt (or the loss has
+    come to rest, and no normalization makes their size a matter of indifference), or each step
     takes more than a hundredth of them away (:math:`\eta\lambda > 0.01`) and less than half of the
     loss is gone.
     """
@@ -76,7 +77,8 @@ def decay_leaves_weights(evidence: UpdateEvidence) -> tuple[Finding, ...]:
     rates = evidence.rates[:, evidence.matrices]
     each = float(np.nanmedian(rates * decays)) if np.isfinite(rates).any() else 0.0
     course, left = evidence.course, evidence.left
-    shrunk = left < 0.3 and float(np.median(decays)) > 0 and course.trains_badly
+    held_down = not evidence.scale_free and course.progress < 0.95 and _rests(evidence.losses)
+    shrunk = left < 0.3 and float(np.median(decays)) > 0 and (course.trains_badly or held_down)
     eaten = each > 0.01 and course.progress < 0.5
     numbers: dict[str, Scalar] = {
         "weight_decay": float(np.median(decays)),
@@ -116,6 +118,16 @@ def _relative(rates: Matrix) -> Matrix:
     if not used.size:
         return np.full(len(rates), math.nan)
     return np.asarray(np.nan_to_num(used / np.nanmax(used, axis=0)).max(axis=1))
+
+
+def _rests(losses: Sequence[float]) -> bool:
+    """Whether the last third of some losses is hardly lower than the second."""
+    values = np.asarray(losses, dtype=np.float64)
+    third = len(values) // 3
+    if third < 20 or not np.isfinite(values).all():
+        return False
+    before = float(np.mean(values[third : 2 * third]))
+    return before - float(np.mean(values[2 * third :])) < 0.1 * abs(before)
 
 
 def _falls(losses: Sequence[float]) -> bool:

@@ -189,6 +189,12 @@ def broken(kind, generator):
         for first in range(0, n, 60):
             values[first + generator.choice(60, 2, replace=False)] = generator.uniform(40, 300)
         return curves(values, val=np.full(15, 3.0)), {"loss_spikes"}
+    if kind == "outliers of a good fit":
+        made = draw(exponential(generator, floor=0.02, scale=40))
+        values = np.asarray(made.train.values)
+        for first in range(0, n, 60):
+            values[first + generator.choice(60, 2, replace=False)] = generator.uniform(40, 300)
+        return curves(values, val=made.val.values), {"loss_spikes"}
     if kind == "tossed":
         noisy = with_noise(exponential(generator, floor=0.9, scale=30), generator, relative=0.7)
         val = 0.9 * np.exp(generator.normal(0, 0.35, 15))
@@ -203,7 +209,8 @@ BROKEN = (
     *("creeps", "at chance", "jumps", "stays high", "diverges", "overfits", "other data"),
     *("by heart", "pure noise", "harder data", "overconfident", "stopped"),
     *("decays", "rests high", "hockey stick", "spikes", "small batch"),
-    *("beyond chance", "overfits and rests", "outliers", "tossed", "broken off"),
+    *("beyond chance", "overfits and rests", "outliers", "outliers of a good fit"),
+    *("tossed", "broken off"),
 )
 
 

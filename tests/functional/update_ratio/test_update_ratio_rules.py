@@ -24,6 +24,7 @@ LEVEL = [2.3, *np.linspace(2.3, 1.4, 99), *[1.4] * 300]
 EARLY = [*np.linspace(2.3, 0.2, 30), *[0.2] * 370]
 QUARTER = list(np.linspace(2.3, 1.8, 400))
 HALF = list(np.linspace(2.3, 1.25, 400))
+SHRUNK = {"weight_decays": (0.1,) * 3, "weights": np.geomspace(1, 0.2, 20)[:, None]}
 
 
 def left_out(*shapes, trainable=True, fed=False):
@@ -67,6 +68,7 @@ def evidence(ratios=-3.0, losses=LEARNT, **changes):
         "left_out": (),
         "rest_fresh": True,
         "unread": (),
+        "scale_free": False,
         "steps": 400,
         "at": 400,
     }
@@ -111,6 +113,9 @@ COSINE = np.log10(1e-2 * np.cos(np.linspace(0, 1.57, 20)) ** 2 + 1e-12)[:, None]
         {"rates": np.repeat([1.0, 0.1, 0.01], [8, 6, 6])},
         {"losses": EARLY, "rates": np.repeat([1.0, 1e-3], [2, 18])},
         {"weight_decays": (0.1,) * 3, "weights": np.geomspace(1, 0.2, 20)[:, None]},
+        {"losses": LEVEL, **SHRUNK, "scale_free": True},  # batch norm makes up for it
+        {"losses": [*np.linspace(2.3, 0.05, 99), *[0.05] * 301], **SHRUNK},
+        {"losses": LEVEL, **SHRUNK, "weight_decays": (0.0,) * 3},
         {"gradients": [1.0, 1.0, 0.0], "ratios": [-3.0, -3.0, -math.inf]},
         {"gradients": [1.0, math.nan, math.nan], "ratios": [-3.0, math.nan, math.nan]},
         {"left_out": left_out((4, 2), (4, 4), (2, 4), fed=True), "losses": FLAT},  # a teacher
@@ -164,6 +169,7 @@ def test_healthy_fits_are_quiet(healthy):
             },
         ),
         ("weight_decay_too_high", {"losses": FLAT, "weight_decays": (20.0,) * 3, "rates": 0.005}),
+        ("weight_decay_too_high", {"losses": LEVEL, **SHRUNK}),
         (
             "frozen_params",
             {
