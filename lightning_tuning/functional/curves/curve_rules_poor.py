@@ -14,9 +14,6 @@ from lightning_tuning.functional.curves.curve_reading import Reading
 _AT_CHANCE = 0.05
 _POOR = 0.3
 _LONG_ENOUGH = 60
-_NEARLY_THERE = 0.97
-_STEEP = 0.4
-"""Such a share of what was left goes in the last fifth of a fit that ends in its steepest part."""
 _NO_LINE = 0.25
 """A line brings a fifth of its fall in its last fifth; more is a fall that gathers speed."""
 
@@ -108,7 +105,7 @@ def underfitting(r: Reading) -> Finding:
 def _fault(r: Reading, progress: float, *, improves: bool, rests: bool) -> tuple[str, str] | None:
     """Return what is wrong and what to do about it, if it is known."""
     told = f"{r.end:.4g}, {progress:.0%} of the way from chance to zero"
-    if _too_short(r, progress) or _steep(r, progress):
+    if _too_short(r, progress):
         return (
             f"After {r.curves.steps} steps the loss is still falling fast ({told}).",
             "Train longer; smaller or fewer accumulated batches give more steps an epoch.",
@@ -162,19 +159,6 @@ def _too_short(r: Reading, progress: float) -> bool:
         and progress < 0.65
         and not _metric_rests(r)
     )
-
-
-def _steep(r: Reading, progress: float) -> bool:
-    """Whether both losses lose much of what is left of them in the last fifth, at a full rate."""
-    if r.curves.chance is None or r.pretrained or len(r.val) < 4 or r.val_progress is None:
-        return False
-    if len(r.losses) < _LONG_ENOUGH or r.metric_is_good or progress > _NEARLY_THERE:
-        return False
-    before = float(r.smooth[-1 - len(r.smooth) // 5])
-    train = (before - float(r.smooth[-1])) / before
-    gain = _val_gain(r)
-    val = gain / (gain + float(r.val[-1]))
-    return min(train, val) > _STEEP and r.rates[-1] >= 0.5 * r.rates.max()
 
 
 def _val_gain(r: Reading) -> float:

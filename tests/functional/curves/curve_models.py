@@ -166,10 +166,6 @@ def broken(kind, generator):
         values = np.asarray(made.train.values)
         values[generator.choice(np.arange(200, n), 6, replace=False)] = 15.0
         return curves(values, val=made.val.values), {"loss_spikes"}
-    if kind == "broken off":
-        # a late start, and an end in its steepest part
-        scale = generator.uniform(0.06, 0.1)
-        return draw(0.02 + CHANCE / (1 + np.exp((share - 0.75) / scale))), {"underfitting"}
     if kind == "beyond chance":
         # some answers are still right, with logits that are far too large
         swings = 8 * np.abs(ar1(n, 0.9, 1.0, generator)) * (share > 0.4)
@@ -210,7 +206,7 @@ BROKEN = (
     *("by heart", "pure noise", "harder data", "overconfident", "stopped"),
     *("decays", "rests high", "hockey stick", "spikes", "small batch"),
     *("beyond chance", "overfits and rests", "outliers", "outliers of a good fit"),
-    *("tossed", "broken off"),
+    "tossed",
 )
 
 

@@ -24,7 +24,11 @@ LEVEL = [2.3, *np.linspace(2.3, 1.4, 99), *[1.4] * 300]
 EARLY = [*np.linspace(2.3, 0.2, 30), *[0.2] * 370]
 QUARTER = list(np.linspace(2.3, 1.8, 400))
 HALF = list(np.linspace(2.3, 1.25, 400))
-SHRUNK = {"weight_decays": (0.1,) * 3, "weights": np.geomspace(1, 0.2, 20)[:, None]}
+SHRUNK = {
+    "weight_decays": (0.1,) * 3,
+    "weights": np.geomspace(1, 0.2, 20)[:, None],
+    "rates": 0.01,
+}
 
 
 def left_out(*shapes, trainable=True, fed=False):
