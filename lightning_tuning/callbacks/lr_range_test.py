@@ -24,6 +24,7 @@ from lightning_tuning._trainer.learning_rates import (
     set_module_rate,
 )
 from lightning_tuning._trainer.logger import log_result
+from lightning_tuning._trainer.losses_of_a_batch import losses_of_a_batch
 from lightning_tuning._trainer.lr_measurement import TRAIN_LOSS, SweepSettings, measure
 from lightning_tuning._trainer.monitor_log import chart, log_curve
 from lightning_tuning._trainer.report import report
@@ -192,6 +193,7 @@ class LRRangeTest(Callback):
         reason = _reason_to_skip(trainer)
         if reason is None:
             try:
+                self._refuse_opposed_losses(trainer, pl_module)
                 self.result = measure(trainer, pl_module, self.settings)
             except CannotProbeError as error:
                 reason = str(error)
@@ -199,6 +201,18 @@ class LRRangeTest(Callback):
             return (skipped(str(reason)),)
         own = None if self.apply else rates_of(trainer, self.optimizer).rate
         return said(self.result, own=own)
+
+    def _refuse_opposed_losses(self, trainer: Trainer, module: LightningModule) -> None:
+        """Leave networks alone that work against each other: neither loss tells of a good rate."""
+        several = len(trainer.optimizers)
+        if several == 1 or self.optimizer is not None:
+            return
+        losses = losses_of_a_batch(trainer, module)
+        if losses > 1:
+            raise CannotProbeError(
+                f"{several} optimizers train by {losses} losses, and no one loss tells how both do;"
+                " to sweep one of them name it, LRRangeTest(optimizer=0)"
+            )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tell the loggers which rate was set."""

@@ -144,6 +144,31 @@ def test_several_optimizers_under_manual_optimization(which):
     assert rates.seen[0] == pytest.approx(expected[which])
 
 
+class Opposed(Manual):
+    """Two parts with a loss each, at odds with each other."""
+
+    def training_step(self, batch, batch_idx):
+        for sign, optimizer in zip((1, -1), self.optimizers(), strict=True):
+            loss = sign * self.loss(batch)
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            optimizer.step()
+        self.log("train_loss", loss)
+
+
+def test_opposed_losses_are_left_alone_unless_one_is_named():
+    test, rates = LRRangeTest(num_steps=40, suggestion="valley"), Rates()
+    fit(Opposed(), test, rates)
+    [finding] = test.findings
+    assert (finding.code, finding.verdict) == ("lr_curve_not_measured", "skip")
+    assert "optimizer=0" in finding.message
+    assert test.result is None
+    assert rates.seen[0] == [0.1, 0.01]
+    named = LRRangeTest(num_steps=40, suggestion="valley", optimizer=0)
+    fit(Opposed(), named)
+    assert named.result is not None
+
+
 def test_groups_keep_their_ratio():
     test, rates = LRRangeTest(suggestion="valley"), Rates()
     fit(Classifier(optimizer=sgd(), groups=(0.01, 0.1)), test, rates)
