@@ -6,28 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from torch.overrides import TorchFunctionMode
+from torch import Tensor
 
 from lightning_tuning._trainer.probe import Probe
-
-
-class _Backwards(TorchFunctionMode):
-    """Counts calls of ``backward``."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        """Make the call, and note what it is."""
-        self.count += getattr(func, "__name__", "") == "backward"
-        return func(*args, **kwargs or {})
+from lightning_tuning._trainer.step_trace import Intercept
 
 
 def losses_of_a_batch(trainer: Trainer, module: LightningModule) -> int:
@@ -38,7 +20,13 @@ def losses_of_a_batch(trainer: Trainer, module: LightningModule) -> int:
     Raises:
         CannotProbeError: The program can't be tried and put back.
     """
-    backwards = _Backwards()
+    count = 0
+
+    def counting(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        nonlocal count
+        count += func is Tensor.backward
+        return func(*args, **kwargs)
+
     with Probe(trainer, module) as probe:
-        probe.step(probe.batches(1)[0], backward=True, watch=[backwards])
-    return backwards.count
+        probe.step(probe.batches(1)[0], backward=True, watch=[Intercept(counting)])
+    return count

@@ -16,7 +16,8 @@ from lightning_tuning.functional.progress import progress
 STEPS = 100
 """So many optimizer steps; a run to compare with takes as many."""
 _SECONDS = 20.0
-_BAD = 0.1
+BADLY = 0.1
+"""What learns less than this share of its loss learns next to nothing."""
 _KNOWN: weakref.WeakKeyDictionary[object, OrdinaryRun] = weakref.WeakKeyDictionary()
 
 
@@ -41,7 +42,11 @@ class OrdinaryRun:
     @property
     def trains_badly(self) -> bool:
         """Whether the program was seen to learn next to nothing."""
-        return self.judgeable and self.progress < _BAD
+        return self.learns_less_than(BADLY)
+
+    def learns_less_than(self, share: float) -> bool:
+        """Whether the program was seen to learn less than a share of its loss."""
+        return self.judgeable and self.progress < share
 
 
 def ordinary_run(probe: Probe) -> OrdinaryRun:

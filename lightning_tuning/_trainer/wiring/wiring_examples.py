@@ -78,7 +78,7 @@ def _transposed(probe: Probe) -> Rescue | None:
 
 def _learns_little(probe: Probe) -> bool:
     ordinary = ordinary_run(probe)
-    return ordinary.judgeable and ordinary.progress < HALF
+    return ordinary.learns_less_than(HALF)
 
 
 def _evidence(setting: _Setting, found: _Found) -> ExampleEvidence:

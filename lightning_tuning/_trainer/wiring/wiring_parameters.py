@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 
-from lightning_tuning._trainer.ordinary_run import ordinary_run
+from lightning_tuning._trainer.ordinary_run import BADLY, ordinary_run
 from lightning_tuning._trainer.probe import Probe
 from lightning_tuning._trainer.wiring.fates import Fate
 from lightning_tuning._trainer.wiring.topic import Topic
@@ -70,15 +70,12 @@ def _below(missing: Sequence[Fate]) -> float:
     Nobody leaves out random weights on purpose and lets their gradients be computed; trained ones
     may be meant to stay.
     """
-    return HALF if all(f.fresh for f in missing) else 0.0
+    return HALF if all(f.fresh for f in missing) else BADLY
 
 
-def _with(probe: Probe, fates: Sequence[Fate], *, below: float = 0.0) -> Rescue | None:
-    """Train with some parameters more, where the program trains badly without them."""
-    if not fates:
-        return None
-    ordinary = ordinary_run(probe)
-    worth = ordinary.trains_badly or (ordinary.judgeable and ordinary.progress < below)
+def _with(probe: Probe, fates: Sequence[Fate], *, below: float = BADLY) -> Rescue | None:
+    """Train with some parameters more, where the program learns too little without them."""
+    worth = bool(fates) and ordinary_run(probe).learns_less_than(below)
     return rescued(probe, worth, prepare=lambda: hold(probe, [f.parameter for f in fates]))
 
 

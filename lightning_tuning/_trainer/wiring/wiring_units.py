@@ -94,8 +94,7 @@ def _stuck(probe: Probe, parameters: Sequence[Tensor]) -> bool:
 
 
 def _trains_slowly(ordinary: OrdinaryRun, *, stuck: bool) -> bool:
-    slow = ordinary.judgeable and ordinary.progress < HALF
-    return ordinary.trains_badly or (stuck and slow)
+    return ordinary.learns_less_than(HALF) if stuck else ordinary.trains_badly
 
 
 def _elsewhere(one: Fate, other: Fate) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 
 from lightning_tuning.findings import Finding, Scalar
 from lightning_tuning.functional.curves.curve_answer import answer
-from lightning_tuning.functional.curves.curve_noise import rests
+from lightning_tuning.functional.curves.curve_noise import Array, rests
 from lightning_tuning.functional.curves.curve_reading import Reading
 from lightning_tuning.functional.curves.loss_curves import Curves
 
@@ -121,9 +121,7 @@ def batch_noise(r: Reading) -> Finding:
 
 def loss_spikes(r: Reading) -> Finding:
     """Judge sudden losses as high as before any learning, that leave a trace."""
-    highs = np.asarray(r.curves.highs, float)
-    after = len(r.losses) // 4
-    values = highs[after:]
+    values, after = _late_highs(r), len(r.losses) // 4
     numbers: dict[str, Scalar] = {"noise": r.noise, "reference": r.reference}
     if len(values) < 60 or r.progress is None or _small_batch(r):
         return answer(
@@ -136,7 +134,7 @@ def loss_spikes(r: Reading) -> Finding:
     rare = len(places) <= 0.1 * len(values)
     numbers |= {"spikes": events, "bound": bound}
     # spikes that hold most of the loss leave a trace whatever is learnt between them
-    most = float(np.mean(r.losses[len(r.losses) // 4 :])) > _MOST * max(median, 1e-12)
+    most = float(np.mean(r.losses[after:])) > _MOST * max(median, 1e-12)
     if events >= 3 and rare and not r.metric_is_good and (r.bad(0.9) or most):
         first = r.curves.train.steps[after + int(places[0])]
         return answer(
@@ -154,8 +152,7 @@ def loss_spikes(r: Reading) -> Finding:
 
 def spike_bound(r: Reading) -> float:
     """Return the loss above which a single batch is a spike."""
-    highs = np.asarray(r.curves.highs, float)
-    values = highs[len(r.losses) // 4 :]
+    values = _late_highs(r)
     beside = np.abs(rests(values))
     # spikes are in the upper tenth themselves where there are many; noise is at most a few medians
     middle, upper = np.quantile(beside, (0.5, 0.9)) if len(beside) else (0.0, 0.0)
@@ -173,6 +170,11 @@ def without_spikes(r: Reading) -> Curves:
         values[spiked] = np.interp(places[spiked], places[~spiked], values[~spiked])
     calm = dataclasses.replace(curves.train, values=tuple(values.tolist()))
     return dataclasses.replace(curves, train=calm, highs=calm.values)
+
+
+def _late_highs(r: Reading) -> Array:
+    """Return the highest loss at each point after the first quarter."""
+    return np.asarray(r.curves.highs[len(r.losses) // 4 :], float)
 
 
 def _small_batch(r: Reading) -> bool:
