@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 OVERFITTED = 0.95
 """The batch counts as overfitted when so much of the way from chance to the floor is done."""
 
+_UNMOVED = 1e-3
+"""Of the first loss."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OverfitRun:
@@ -47,6 +50,18 @@ class OverfitRun:
             0.5
         """
         return min((loss for loss in self.losses if math.isfinite(loss)), default=math.inf)
+
+    @property
+    def unmoved(self) -> bool:
+        """Whether the loss stayed where it was, to a thousandth; a lower rate moves it less.
+
+        Example:
+            >>> OverfitRun(rate=0.1, factor=1.0, losses=(2.0, 2.001, 2.0)).unmoved
+            True
+        """
+        if not all(map(math.isfinite, self.losses)) or not self.losses:
+            return False
+        return max(self.losses) - min(self.losses) < _UNMOVED * abs(self.losses[0])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -198,6 +198,7 @@ def test_it_finds_one_where_the_program_runs_in_single_precision_only():
     check = checked(SingleOnly(between(Call(WRONG["sign"][0]))))
     [fault] = faults(check)
     assert fault.where in ("net.0.weight", "net.0.bias")
+    assert check.result.unchecked.startswith("the program does not run in double precision (")
     assert "no other precision" in check.result.unchecked
     assert not faults(checked(SingleOnly(between(Call(RIGHT["sine"][0])))))
 

@@ -170,6 +170,11 @@ def test_another_rate_that_works_is_named():
     assert "not at 0.0001" in check.findings[0].message
 
 
+def test_lower_rates_are_not_tried_where_the_loss_does_not_move():
+    check = checked(Net(adam(1e-9)), check=OverfitBatchCheck(max_steps=30))
+    assert [run.factor for run in check.result.runs] == [1.0, 10.0, 100.0, 1000.0]
+
+
 def test_a_target_of_ones_own():
     passed = checked(Net(), check=OverfitBatchCheck(target_loss=0.5))
     assert passed.findings[0].verdict == "pass"

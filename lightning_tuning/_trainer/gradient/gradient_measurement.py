@@ -108,7 +108,7 @@ def _at_present_weights(box: Sandbox, settings: GradientSettings) -> GradientChe
                     check = _Check(box, data, index, settings, precision)
                     result = check.result(problems)
             except Exception as error:  # somebody's code in another precision or batch size
-                problems.append(_said(error))
+                problems.append(_said(error, precision))
                 continue
             found.append(dataclasses.replace(result, num_samples=samples))
             if all(p.agrees for p in result.parameters):
@@ -129,10 +129,12 @@ def _precision(module: LightningModule, precision: str) -> Iterator[None]:
         yield
 
 
-def _said(error: Exception) -> str:
+def _said(error: Exception, precision: str) -> str:
     if isinstance(error, CannotProbeError):
         return str(error)
-    return f"{type(error).__name__}: {error}".splitlines()[0].rstrip(".")
+    raised = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(".")
+    where = "with these examples" if precision == "own" else "in double precision"
+    return f"the program does not run {where} ({raised})"
 
 
 def _batches(box: Sandbox, num_samples: int) -> Iterator[tuple[Any, int, int]]:

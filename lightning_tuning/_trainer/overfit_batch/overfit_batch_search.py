@@ -95,6 +95,9 @@ class Search:
                 best.factor * 10 == factor and self._share(best, start) > _SOME
             ):
                 break
+            lowest = min(runs, key=lambda run: run.factor)
+            if factor < lowest.factor and lowest.unmoved:
+                continue
             runs.append(self._run(factor))
         return runs
 
