@@ -53,6 +53,8 @@ def measure(probe: Probe) -> SignalEvidence:
         return _with_early_losses(probe, plain) if plain.starts_far_off else plain
     standardised = _standardised(probe, sites) if signal.odd_inputs else None
     evidence = dataclasses.replace(plain, standardised=standardised)
+    if signal.odd_inputs and not evidence.cause() and trained.stands_still:
+        evidence = _with_higher_rate(probe, sites, evidence)
     if evidence.cause() or not signal.symptom():
         return evidence
     rescaled = _after(_rescaled(probe, signal.layers[-1].name))
@@ -60,12 +62,24 @@ def measure(probe: Probe) -> SignalEvidence:
     if evidence.cause() or not trained.stands_still:
         return evidence
     # the learning rate may be too high instead; or for gradients that arrive, though not for these
-    slower = probe.run(STEPS, prepare=lambda: _slow_down(probe), schedules=False).after
+    slower = probe.run(STEPS, prepare=lambda: _multiply_rates(probe, 0.1), schedules=False).after
     if trained.cured_by(slower):
         return evidence
     last = signal.layers[-1].name
     rescaled = _after(_rescaled(probe, last, slow_down=True))
     return dataclasses.replace(evidence, rescaled=rescaled, slower=True)
+
+
+def _with_higher_rate(
+    probe: Probe, sites: dict[str, SiteStatistics], evidence: SignalEvidence
+) -> SignalEvidence:
+    """Standardise at ten times the learning rate, which large inputs have kept low."""
+    higher = probe.run(STEPS, prepare=lambda: _multiply_rates(probe, 10.0), schedules=False).after
+    if evidence.trained.cured_by(higher):
+        return evidence
+    standardised = _standardised(probe, sites, rates=10.0)
+    tried = dataclasses.replace(evidence, standardised=standardised, faster=True)
+    return tried if tried.cause() else evidence
 
 
 def _with_early_losses(probe: Probe, plain: SignalEvidence) -> SignalEvidence:
@@ -112,9 +126,15 @@ def _norm(module: nn.Module, name: str) -> float:
     return float(torch.linalg.matrix_norm(matrix, 2))
 
 
-def _standardised(probe: Probe, sites: dict[str, SiteStatistics]) -> float:
+def _standardised(probe: Probe, sites: dict[str, SiteStatistics], *, rates: float = 1.0) -> float:
+    def prepare() -> None:
+        if rates != 1.0:
+            _multiply_rates(probe, rates)
+
     with MappedInput(probe.module, standardising(sites)):
-        return probe.run(STEPS, until=within_time(probe)).after
+        return probe.run(
+            STEPS, prepare=prepare, schedules=rates == 1.0, until=within_time(probe)
+        ).after
 
 
 def _rescaled(probe: Probe, last: str, *, slow_down: bool = False) -> Run | None:
@@ -128,16 +148,16 @@ def _rescaled(probe: Probe, last: str, *, slow_down: bool = False) -> Run | None
     def prepare() -> None:
         start.put()
         if slow_down:
-            _slow_down(probe)
+            _multiply_rates(probe, 0.1)
 
     with TemperedLogits(logits.scale or 1.0):
         until = within_time(probe)
         return probe.run(STEPS, prepare=prepare, schedules=not slow_down, until=until)
 
 
-def _slow_down(probe: Probe) -> None:
+def _multiply_rates(probe: Probe, factor: float) -> None:
     for group in (g for optimizer in probe.trainer.optimizers for g in optimizer.param_groups):
-        group["lr"] = group["lr"] / 10
+        group["lr"] = group["lr"] * factor
 
 
 TOPIC = Topic(

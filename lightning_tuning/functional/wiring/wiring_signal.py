@@ -62,6 +62,7 @@ class SignalEvidence:
         early_rescaled: The same from those weights.
         failed: Values in the data that stand for failed readings; None where there are none.
         slower: Whether that was at a tenth of the learning rate, which alone does not help.
+        faster: Whether data were standardised at ten times the rate, which alone does not help.
     """
 
     signal: Signal
@@ -69,6 +70,7 @@ class SignalEvidence:
     standardised: float | None = None
     rescaled: float | None = None
     slower: bool = False
+    faster: bool = False
     early: float | None = None
     early_rescaled: float | None = None
     failed: FailedReadings | None = None
@@ -122,10 +124,12 @@ def unnormalized_input(evidence: SignalEvidence) -> tuple[Finding, ...]:
     )
     if evidence.cause() != code:
         return wiring("pass", code, f"{said}.", hint="", where=worst.name, **numbers)
+    how = "with each feature standardised"
+    how += " and ten times the learning rate" if evidence.faster else ""
     return wiring(
         "warn",
         code,
-        f"{said}; {_helps(evidence, evidence.standardised, 'with each feature standardised')}.",
+        f"{said}; {_helps(evidence, evidence.standardised, how)}.",
         hint="Give each feature mean 0 and deviation 1, by statistics of the training data.",
         where=worst.name,
         **numbers,

@@ -9,7 +9,13 @@ from torch import nn
 
 from lightning_tuning._trainer.wiring import wiring_dropout, wiring_signal
 from lightning_tuning._trainer.wiring.layer_calls import LayerCalls
-from tests._trainer.wiring_programs import Learner, alarms_of, clusters, parts_unchanged
+from tests._trainer.wiring_programs import (
+    Learner,
+    alarms_of,
+    clusters,
+    judged,
+    parts_unchanged,
+)
 
 TOPICS = [wiring_signal.TOPIC, wiring_dropout.TOPIC]
 
@@ -148,6 +154,17 @@ def test_one_column_of_another_unit():
     program = Learner(lambda: mlp(8, 16, 4), lr=0.05)
     other = x * torch.tensor([1.0] * 7 + [3000.0])
     assert alarms_of(TOPICS, program, (other, y)) == ["unnormalized_input"]
+
+
+@pytest.mark.parametrize("lr", [3e-4, 1e-3])
+def test_a_rate_that_raw_data_have_kept_low_does_not_hide_them(lr):
+    # standing still as it is, and too slow at this rate on standardised data
+    x, y = clusters()
+    columns = torch.logspace(-1.5, 2.7, 8)
+    found = judged(TOPICS, Learner(lambda: mlp(8, 16, 4), lr=lr), ((x + 3) * columns, y)).findings
+    [finding] = [finding for finding in found if finding.verdict == "warn"]
+    assert finding.code == "unnormalized_input"
+    assert "with each feature standardised and ten times the learning rate at" in finding.message
 
 
 class OwnScaling(Learner):
