@@ -11,18 +11,22 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+import lightning.pytorch.callbacks
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 import lightning_tuning
+from lightning_tuning.cli_errors import in_one_line
 from lightning_tuning.findings import ChecksFailedError
 from lightning_tuning.functional.lr_range_test import Suggestion
 from lightning_tuning.functional.run_report import read_run
+from lightning_tuning.functional.symptoms import known_symptoms
 from lightning_tuning.plots import plot_one_cycle
 from lightning_tuning.workflow.preflight import CheckName
 
 FINE, FAILED, USAGE = 0, 1, 2
+_CLASSES = (*lightning_tuning.__all__, *lightning.pytorch.callbacks.__all__)
 _HERE = pathlib.Path(__file__).parent
 _HELP = """usage: lightning-tuning COMMAND [options]
 
@@ -260,6 +264,10 @@ def _report(rest: list[str]) -> int:
 
 
 def _explain(rest: list[str]) -> int:
+    if rest in (["-h"], ["--help"]):
+        _print("usage: lightning-tuning explain CODE\n\nWhat a finding means, and what to do.")
+        _print("\n".join(["", "codes:", *textwrap.wrap(", ".join(known_symptoms()), 98)]))
+        return FINE
     if len(rest) != 1 or rest[0].startswith("-"):
         _stop("explain takes one code of a finding, such as lr_too_high")
     _print("\n".join(textwrap.wrap(lightning_tuning.explain(rest[0]), 100)))
@@ -270,16 +278,8 @@ _ALONE = ("schedule", "report", "explain")
 
 
 def _stop(message: str) -> NoReturn:
-    print(f"lightning-tuning: {_one_line(message)}", file=sys.stderr)  # noqa: T201
+    print(f"lightning-tuning: {in_one_line(message, _CLASSES)}", file=sys.stderr)  # noqa: T201
     raise SystemExit(USAGE)
-
-
-_NOISE = ("Does not validate against", "Subtypes:", "Errors:", "Given value", "- Expected a <class")
-
-
-def _one_line(message: str) -> str:
-    lines = [line.strip() for line in message.splitlines()]
-    return " ".join(line.lstrip("- ") for line in lines if line and not line.startswith(_NOISE))
 
 
 def _print(text: str, end: str = "\n") -> None:

@@ -178,6 +178,38 @@ def test_mistakes_are_told_in_one_line(capsys, config):
     assert "nothing left to train" in nothing
 
 
+def test_a_mistake_is_told_with_what_is_expected(capsys, config):
+    told = {
+        ("preflight", "--config", config, "--checks", "wiring_check"): 'write "[wiring_check]"',
+        ("preflight", "--config", config, "--checks", "[wiring]"): "wiring is not a list of wiring",
+        ("preflight", "--config", config, "--trainer.max_epochs", "ten"): "max_epochs: ten is not a"
+        " whole number",
+        ("fit", "--config", config, "--trainer.callbacks+=EMAWeight"): "did you mean EMAWeights",
+        ("fit", "--config", config, "--model=tests.cli_programs.Nett"): "no attribute 'Nett'",
+        ("schedule", "--max_lr=0.1"): "--total_steps is required",
+        ("explain", "lr_suggested"): "nothing to mend",
+        ("explain", "dead_rely"): "did you mean dead_relu?",
+        ("explain", "xyz"): "no finding has this code",
+    }
+    for command, expected in told.items():
+        said = refused(capsys, *command)
+        assert expected in said, command
+        assert "Expected a" not in said
+        assert "typing" not in said
+
+
+def test_explain_lists_the_codes(capsys):
+    assert status("explain", "--help") == 0
+    assert "dead_relu" in capsys.readouterr().out
+
+
+def test_report_points_to_the_latest_fit(capsys, tmp_path):
+    for name in ("lightning_logs/version_0", "preflight"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "findings.json").write_text("[]")
+    assert "lightning_logs/version_0?" in refused(capsys, "report", "runs")
+
+
 def test_without_the_extra_it_says_how_to_install_it(capsys, config, monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr(

@@ -94,8 +94,12 @@ def read_run(folder: str | pathlib.Path) -> RunReport:
     )
     told = path / FINDINGS_FILE
     if not told.exists() and not pictures:
-        runs = sorted(str(file.parent) for file in path.rglob(FINDINGS_FILE))
-        hint = f"; did you mean {runs[-1]}?" if runs else ""
+        # the latest, and a fit rather than what came before it
+        files = [
+            (f.parent.name != "preflight", f.stat().st_mtime, str(f.parent))
+            for f in path.rglob(FINDINGS_FILE)
+        ]
+        hint = f"; did you mean {max(files)[-1]}?" if files else ""
         raise FileNotFoundError(f"RUN_DIR={str(folder)!r} holds no {FINDINGS_FILE}{hint}")
     rows = json.loads(told.read_text()) if told.exists() else []
     findings = tuple(Finding(**row) for row in rows)

@@ -6,8 +6,9 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
-from lightning_tuning.findings import Finding
+from lightning_tuning.findings import Finding, Scalar
 from lightning_tuning.functional.overfit_batch_findings import speak
+from lightning_tuning.functional.schedule_fall import ScheduleFall
 from lightning_tuning.functional.schedule_rise import ScheduleRise
 
 BAD = 0.1
@@ -49,11 +50,13 @@ class Rescue:
         code: What is wrong if it helps.
         change: The change in words: ``"a learning rate of 0.001 instead of 0.1"``.
         progress: The share of the loss that it learnt, for each data order that was tried.
+        hint: What to do, where that is not the usual thing.
     """
 
     code: str
     change: str
     progress: tuple[float, ...]
+    hint: str = ""
 
     @property
     def helps(self) -> bool:
@@ -78,6 +81,7 @@ class SettingsEvidence:
         reason: Why nothing was tried, if so.
         untried: Settings that are not in use, by code.
         rise: What schedules make of the learning rate; None where not known.
+        fall: What they make of it over the whole fit; None where not known.
         betas: The pairs of the parameter groups that have them, as Adam's.
     """
 
@@ -88,6 +92,7 @@ class SettingsEvidence:
     reason: str = ""
     untried: Sequence[str] = ()
     rise: ScheduleRise | None = None
+    fall: ScheduleFall | None = None
     betas: Sequence[tuple[float, float]] = ()
 
     @property
@@ -125,8 +130,9 @@ def _outdoes(rescue: Rescue, order: int, own: float) -> bool:
 
 
 def settings_findings(evidence: SettingsEvidence) -> tuple[Finding, ...]:
-    """Return a finding for each setting."""
-    return tuple(finding for code in CODES for finding in _finding(evidence, code))
+    """Return a finding for each setting, and one for the schedule."""
+    tried = (finding for code in CODES for finding in _finding(evidence, code))
+    return (*tried, *_decayed(evidence.fall))
 
 
 def _finding(evidence: SettingsEvidence, code: str) -> tuple[Finding, ...]:
@@ -152,7 +158,7 @@ def _finding(evidence: SettingsEvidence, code: str) -> tuple[Finding, ...]:
         "warn",
         code,
         f"A short training {_as_it_is(first)}; with {helped.change} it takes {lowest:.0%} away.",
-        hint=_HINTS[code],
+        hint=helped.hint or _HINTS[code],
         evidence={"progress": first, "rescued": lowest},
     )
 
@@ -165,6 +171,32 @@ def _betas_swapped(first: float, second: float) -> tuple[Finding, ...]:
         "gradients, which are to be remembered longer; they look swapped.",
         hint=f"Write betas=({second:g}, {first:g}).",
         evidence={"beta1": first, "beta2": second},
+    )
+
+
+def _decayed(fall: ScheduleFall | None) -> tuple[Finding, ...]:
+    code = "lr_decayed_too_fast"
+    if fall is None:
+        text = "There is no scheduler whose rates are known beforehand, or no fit of known length."
+        return speak("skip", code, text)
+    numbers: dict[str, Scalar] = {
+        "steps_alive": fall.alive,
+        "steps": fall.length,
+        "last": fall.last,
+    }
+    told = (
+        f"The schedule keeps the learning rate above a thousandth of its highest value in "
+        f"{fall.alive} of {fall.length} steps"
+    )
+    if not fall.too_fast:
+        return speak("pass", code, f"{told}.", evidence=numbers)
+    return speak(
+        "warn",
+        code,
+        f"{told}, of which an epoch has {fall.epoch}; all others change next to nothing.",
+        hint="See whether the scheduler counts steps for epochs (interval), and let it decay over "
+        "the whole fit.",
+        evidence=numbers,
     )
 
 

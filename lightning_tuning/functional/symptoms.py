@@ -8,6 +8,8 @@ import importlib.resources
 import re
 from collections.abc import Mapping
 
+from lightning_tuning.findings import CODES
+
 _TITLE = re.compile(r"^### ([a-z_]+)\n", re.MULTILINE)
 
 
@@ -30,10 +32,13 @@ def explain(code: str) -> str:
         Most units of a layer are silent for every example, and the loss does not fall
     """
     found = known_symptoms()
-    if code not in found:
-        near = difflib.get_close_matches(code, found, n=3) or sorted(found)
-        raise ValueError(f"code={code!r} is none of a finding; did you mean {', '.join(near)}?")
-    return found[code]
+    if code in found:
+        return found[code]
+    if code in CODES:
+        raise ValueError(f"code={code!r} tells what was done or seen; there is nothing to mend")
+    near = difflib.get_close_matches(code, found, n=3)
+    hint = f"did you mean {', '.join(near)}?" if near else "the page Symptoms has all of them"
+    raise ValueError(f"code={code!r}: no finding has this code; {hint}")
 
 
 @functools.cache

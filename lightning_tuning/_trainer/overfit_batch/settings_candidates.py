@@ -40,6 +40,7 @@ class Change:
         prepare: What else is changed before the first step.
         schedules: Whether schedulers go on.
         watch: Contexts to be active during the training.
+        hint: What to do if it helps, where that is not the usual thing.
     """
 
     code: str
@@ -48,6 +49,7 @@ class Change:
     prepare: Callable[[], None] = lambda: None
     schedules: bool = True
     watch: tuple[Watch, ...] = ()
+    hint: str = ""
 
 
 def without_decay(groups: Sequence[Group]) -> Iterator[Change]:

@@ -26,7 +26,10 @@ from lightning_tuning._trainer.overfit_batch.settings_changes import (
 )
 from lightning_tuning._trainer.overfit_batch.settings_clipping import GradientsBeforeStep
 from lightning_tuning._trainer.overfit_batch.settings_outdone import outdone_by_other_settings
-from lightning_tuning._trainer.overfit_batch.settings_schedule import schedule_rise
+from lightning_tuning._trainer.overfit_batch.settings_schedule import (
+    schedule_fall,
+    schedule_rise,
+)
 from lightning_tuning._trainer.overfit_batch.settings_training import train_with
 from lightning_tuning._trainer.overfit_batch.settings_watches import LastRate, Movement
 from lightning_tuning._trainer.probe import Probe
@@ -71,7 +74,7 @@ def measure(probe: Probe, *, own_targets: bool) -> SettingsEvidence:
         betas=betas_of(probe.trainer.optimizers),
     )
     rise = schedule_rise(probe, ordinary)
-    as_it_is = dataclasses.replace(as_it_is, rise=rise)
+    as_it_is = dataclasses.replace(as_it_is, rise=rise, fall=schedule_fall(probe))
     badly = ordinary.trains_badly
     if not ordinary.judgeable:
         return dataclasses.replace(as_it_is, reason=_SEVERAL)
@@ -109,7 +112,9 @@ class _Rescuer:
         again: float | None = None
         for change in self._changes():
             found = self._progress(change, _STEPS)
-            rescue = Rescue(code=change.code, change=change.text, progress=(found,))
+            rescue = Rescue(
+                code=change.code, change=change.text, progress=(found,), hint=change.hint
+            )
             tried.append(rescue)
             if found <= GOOD:
                 continue
@@ -174,6 +179,8 @@ class _Rescuer:
                 f"{watch.last:.1e} of that in {_STEPS} steps,",
                 values=pinned(peaks),
                 schedules=False,
+                hint="Let the schedule decay over the whole fit; see whether it counts steps where "
+                "it means epochs.",
             )
 
     def _progress(self, change: Change | None, steps: int, *, order: int = 0) -> float:

@@ -1,4 +1,4 @@
-"""How far schedulers raise the learning rate in the course of a fit, without training."""
+"""How far schedulers raise and lower the learning rate over a fit, without training."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from lightning_tuning._trainer.learning_rates import rates_of
 from lightning_tuning._trainer.ordinary_run import OrdinaryRun
 from lightning_tuning._trainer.probe import Probe
 from lightning_tuning._trainer.schedule_length import accumulation, steps_left
+from lightning_tuning.functional.schedule_fall import GONE, ScheduleFall
 from lightning_tuning.functional.schedule_rise import ScheduleRise
 
 _FOLLOWED = 20_000
@@ -67,6 +68,42 @@ def schedule_rise(probe: Probe, ordinary: OrdinaryRun) -> ScheduleRise | None:
         highest=max(shares),
         last=shares[-1],
         unmoved=ordinary.run.before == ordinary.run.after,
+    )
+
+
+def schedule_fall(probe: Probe) -> ScheduleFall | None:
+    """Step the schedulers alone over the whole fit.
+
+    Args:
+        probe: An entered probe; it is rewound afterwards.
+
+    Returns:
+        What the rates did; None without schedulers, where the module steps them itself, or where
+        the fit has no known length, is very short or very long.
+    """
+    probe.rewind()
+    trainer = probe.trainer
+    periods, length, batches = _periods(trainer), _length(trainer), trainer.num_training_batches
+    if not periods or length is None or length > _FOLLOWED or math.isinf(batches):
+        return None
+    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    rates: list[list[float]] = []
+    with warnings.catch_warnings():
+        # torch misses the optimizer's steps in between
+        warnings.simplefilter("ignore")
+        for step in range(1, length + 1):
+            rates.append([float(group["lr"]) for group in groups])
+            for scheduler, period in periods:
+                if step % period == 0:
+                    scheduler.step()
+    probe.rewind()
+    highest = [max(over_time) or 1.0 for over_time in zip(*rates, strict=True)]
+    shares = [max(r / h for r, h in zip(each, highest, strict=True)) for each in rates]
+    return ScheduleFall(
+        length=length,
+        epoch=math.ceil(batches / accumulation(trainer, trainer.current_epoch)),
+        alive=max((step for step, share in enumerate(shares, 1) if share >= GONE), default=0),
+        last=shares[-1],
     )
 
 

@@ -85,13 +85,15 @@ def underfitting(r: Reading) -> Finding:
     third = r.losses[-max(10, len(r.losses) // 3) :]
     improving = r.falls(third)[0] > 0.02 * abs(r.end) and _val_falls(r) is not False
     # in a fit of few steps, only that it is too short can be sure
-    poor = _ends_poor(r, len(third)) and len(r.losses) >= 100
+    poor = _ends_poor(r) and len(r.losses) >= 100
+    at_a_rate = r.rates[-len(third) :].mean() >= 0.2 * r.rates.max()
     near = abs(r.val_end - r.end) < 0.15 * r.reference if len(r.val) else False
     rests = poor and not improving and near and r.val_progress is not None
-    if fault := _fault(r, r.progress, improves=poor and improving, rests=rests):
+    improves = poor and improving and bool(at_a_rate)
+    if fault := _fault(r, r.progress, improves=improves, rests=rests):
         return answer("underfitting", "warn", *fault, numbers=numbers)
     hint = "It may get better if it trains longer." if improving else ""
-    if rests:
+    if rests and at_a_rate:
         hint = "Unless the targets are as noisy as that, more capacity or better inputs will help."
     return answer(
         "underfitting",
@@ -126,12 +128,11 @@ def _fault(r: Reading, progress: float, *, improves: bool, rests: bool) -> tuple
     return None
 
 
-def _ends_poor(r: Reading, last: int) -> bool:
+def _ends_poor(r: Reading) -> bool:
     """Whether a loss that has learnt something, without large swings, ends far from zero."""
     learnt = r.progress is not None and r.progress > _AT_CHANCE
     quiet = r.train_wander < 0.1 * abs(r.reference)
-    decayed = r.rates[-last:].mean() < 0.2 * r.rates.max()
-    return r.curves.chance is not None and learnt and quiet and not decayed and r.bad(_POOR)
+    return r.curves.chance is not None and learnt and quiet and r.bad(_POOR)
 
 
 def _too_short(r: Reading, progress: float) -> bool:

@@ -9,6 +9,8 @@ from lightning_tuning.functional.curves.curve_answer import answer
 from lightning_tuning.functional.curves.curve_reading import Reading
 
 _SPENT = 0.98
+_NOTHING = 1e-3
+_UNFINISHED = 0.85
 
 
 def lr_decayed_too_fast(r: Reading) -> Finding:
@@ -33,7 +35,9 @@ def lr_decayed_too_fast(r: Reading) -> Finding:
     ends = r.curves.epoch_ends
     # spent before all examples came twice, in a fit of many epochs: counted in steps for epochs
     in_steps = len(ends) >= 5 and r.curves.train.steps[spent - 1] <= ends[1] and share <= 0.3
-    if in_steps and r.curves.chance is not None and r.bad(0.8):
+    # what a rate of nothing has not learnt, it never will, however good a metric is by then
+    gone = rates[-1] < _NOTHING * rates.max() and r.progress < _UNFINISHED
+    if in_steps and r.curves.chance is not None and (gone or r.bad(0.8)):
         return answer(
             "lr_decayed_too_fast",
             "warn",

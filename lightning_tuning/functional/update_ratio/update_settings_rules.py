@@ -36,7 +36,12 @@ def rate_lasts(evidence: UpdateEvidence) -> tuple[Finding, ...]:
     alive = (steps[last] - first_step) / max(end_step - first_step, 1)
     lowest = float(rates[-1])
     numbers: dict[str, Scalar] = {"alive_share": alive, "last_rate": lowest}
-    told = f"The learning rate is above a hundredth of its highest value for {alive:.0%} of the fit"
+    # it fell somewhere between two measured steps
+    at_most = (steps[min(last + 1, len(steps) - 1)] - first_step) / max(end_step - first_step, 1)
+    told = (
+        "The learning rate is above a hundredth of its highest value for "
+        f"{'at most ' if at_most > alive else ''}{at_most:.0%} of the fit"
+    )
     cut = steps[last] - first_step
     progress = evidence.course.progress
     unfinished = progress < 0.85 and _falls(evidence.losses[: cut + 1])

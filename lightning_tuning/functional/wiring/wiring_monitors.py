@@ -87,8 +87,11 @@ def lr_decayed_too_fast(evidence: MonitorEvidence) -> tuple[Finding, ...]:
     wrong = [one for one in evidence.schedulers if one.is_wrong]
     if not wrong:
         count = len(evidence.schedulers)
-        text = f"Of {count} schedulers that wait for a plateau none goes the wrong way."
-        return wiring("pass", code, text, schedulers=len(evidence.schedulers))
+        if not count:
+            return wiring("skip", code, "No scheduler waits for a plateau of a metric.")
+        plural = "s that wait" if count > 1 else " that waits"
+        text = f"None of {count} scheduler{plural} for a plateau goes the wrong way."
+        return wiring("pass", code, text, schedulers=count)
     first = wrong[0]
     return wiring(
         "fail",
