@@ -117,7 +117,7 @@ def look(folder: str) -> None:
                     runs = urllib.request.urlopen(f"{address}/data/runs").read()
                 except OSError:
                     continue
-                if b"tuning" in runs:
+                if b"version_" in runs:
                     break
             for tab, height in TABS.items():
                 with tempfile.TemporaryDirectory() as profile:

@@ -7,13 +7,13 @@ import pathlib
 import weakref
 from typing import Any
 
+from lightning.fabric.utilities.logger import _convert_params, _flatten_dict
 from lightning.pytorch import Trainer
 
 from lightning_tuning._trainer.report import real_loggers
 from lightning_tuning._trainer.tensorboard_events import write_hyperparameters
 
 _OF: weakref.WeakKeyDictionary[object, dict[str, float | str]] = weakref.WeakKeyDictionary()
-_FOLDER = "tuning"
 
 
 def note_choices(trainer: Trainer, **chosen: float | str) -> None:
@@ -25,7 +25,7 @@ def log_choices(trainer: Trainer) -> None:
     """Give all choices of a fit to the loggers, once; at the end of the fit.
 
     TensorBoard reads one set of hyperparameters of a run, which Lightning writes before anything is
-    chosen, so that these become those of a run of their own below it, with the latest metrics.
+    chosen; the module's own stand in the set that takes its place too.
     """
     chosen = _OF.pop(trainer.fit_loop, None)
     if not chosen or not trainer.is_global_zero:
@@ -40,7 +40,8 @@ def _give(logger: Any, chosen: dict[str, float | str], metrics: dict[str, float]
     experiment: Any = getattr(logger, "experiment", None)
     folder = getattr(logger, "log_dir", None)
     if folder is not None and callable(getattr(experiment, "add_hparams", None)):
-        write_hyperparameters(pathlib.Path(folder) / _FOLDER, chosen, metrics)
+        own = logger._sanitize_params(_flatten_dict(_convert_params(logger.hparams)))
+        write_hyperparameters(pathlib.Path(folder), {**own, **chosen}, metrics)
     elif callable(getattr(experiment, "set_tag", None)):
         # MLflow refuses a parameter that changes from one fit to the next
         for name, value in chosen.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import pathlib
 import struct
+import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ from tensorboard.compat.proto.summary_pb2 import (  # type: ignore[import-untype
 )
 
 from lightning_tuning.functional.histogram import Histogram
+
+_FIRST = "events.out.tfevents.0000000000.tuning"
 
 
 def write_scalars(logger: Any, values: Mapping[str, float], step: int) -> bool:
@@ -76,17 +79,29 @@ def write_curve(logger: Any, curve: Mapping[str, Sequence[float]]) -> None:
 
 
 def write_hyperparameters(
-    folder: pathlib.Path, chosen: Mapping[str, float | str], metrics: Mapping[str, float]
+    folder: pathlib.Path, settings: Mapping[str, Any], metrics: Mapping[str, float]
 ) -> None:
-    """Write a run that the tab "HParams" shows with these settings and results."""
-    from torch.utils.tensorboard import SummaryWriter
+    """Write what the tab "HParams" shows of a run, in place of what its logger wrote at its start.
+
+    TensorBoard takes the first that it reads of a run, and it reads event files in the order of
+    their names, so that this goes into a file that comes before the others. One that is already
+    open goes on with what it has read until it is started anew.
+
+    Args:
+        folder: The run's folder.
+        settings: All hyperparameters.
+        metrics: The results.
+    """
+    from torch.utils.tensorboard import FileWriter
     from torch.utils.tensorboard.summary import hparams
 
-    with SummaryWriter(str(folder)) as writer:
-        for summary in hparams(dict(chosen), dict(metrics)):  # type: ignore[no-untyped-call]
-            writer.file_writer.add_summary(summary)
-        for name, value in metrics.items():
-            writer.add_scalar(name, value)
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        writer = FileWriter(place)
+        for summary in hparams(dict(settings), dict(metrics)):  # type: ignore[no-untyped-call]
+            writer.add_summary(summary)
+        writer.close()
+        [file] = pathlib.Path(place).iterdir()
+        file.replace(folder / _FIRST)
 
 
 def prefix_of(logger: Any) -> str:

@@ -25,11 +25,11 @@ QUIET = dict.fromkeys(
 )
 
 
-def fit(*callbacks, logger):
+def fit(*callbacks, logger, module=None):
     trainer = Trainer(
         max_epochs=2, accelerator="cpu", logger=logger, callbacks=list(callbacks), **QUIET
     )
-    trainer.fit(Classifier(), loader(), loader())
+    trainer.fit(Classifier() if module is None else module, loader(), loader())
     return trainer
 
 
@@ -37,28 +37,44 @@ def events(folder):
     return EventAccumulator(str(folder), {"tensors": 0}).Reload()
 
 
-def test_tensorboard_has_a_run_of_what_was_chosen():
+class WithSettings(Classifier):
+    def __init__(self, width=8, name="small"):
+        super().__init__()
+        self.save_hyperparameters()
+
+
+def session(folder):
+    """What the tab "HParams" shows of a run: settings, and the metrics it asks for."""
+    metadata = events(folder).summary_metadata
+    read = plugin_data_pb2.HParamsPluginData.FromString
+    start = read(metadata["_hparams_/session_start_info"].plugin_data.content).session_start_info
+    told = read(metadata["_hparams_/experiment"].plugin_data.content).experiment
+    settings = {k: v.string_value or v.number_value for k, v in start.hparams.items()}
+    assert set(settings) == {info.name for info in told.hparam_infos}
+    return settings, {info.name.tag for info in told.metric_infos}
+
+
+def test_tensorboard_has_what_was_chosen_beside_the_modules_own():
     logger = TensorBoardLogger(".")
-    trainer = fit(OneCycle(0.2), EMAWeights(0.9), logger=logger)
-    found = events(f"{logger.log_dir}/tuning")
-    metadata = found.summary_metadata["_hparams_/session_start_info"]
-    content = metadata.plugin_data.content
-    chosen = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
-    assert {name: value.number_value for name, value in chosen.items()} == {
+    fit(OneCycle(0.2), EMAWeights(0.9), logger=logger, module=WithSettings())
+    settings, metrics = session(logger.log_dir)
+    assert settings == {
+        "width": 8.0,
+        "name": "small",
         "tuning/max_lr": 0.2,
         "tuning/total_steps": 12.0,
         "tuning/ema_decay": 0.9,
     }
-    [value] = found.Scalars("val_loss")
-    assert value.value == pytest.approx(float(trainer.callback_metrics["val_loss"]))
+    assert "val_loss" in metrics
+    # the figures themselves are those of the run
+    assert "val_loss" in events(logger.log_dir).Tags()["scalars"]
 
 
 def test_a_range_test_tells_the_rate_that_it_set():
     logger, test = TensorBoardLogger("."), LRRangeTest(num_steps=20, suggestion="valley")
     fit(test, logger=logger)
     if test.result.suggestion is not None:
-        found = events(f"{logger.log_dir}/tuning").summary_metadata
-        assert "_hparams_/session_start_info" in found
+        assert "tuning/learning_rate" in session(logger.log_dir)[0]
 
 
 def test_a_csv_logger_has_it_among_its_hyperparameters():
@@ -97,7 +113,7 @@ def test_a_run_with_tags_is_tagged():
 def test_nothing_chosen_nothing_told(tmp_path):
     logger = TensorBoardLogger(".")
     fit(UpdateRatioMonitor(), logger=logger)
-    assert not list(tmp_path.rglob("tuning"))
+    assert not list(tmp_path.rglob("*.tuning"))
 
 
 def test_charts_are_grouped_by_question():
