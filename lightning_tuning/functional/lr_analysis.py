@@ -87,7 +87,12 @@ def analyse(
     lr_range = None
     findings: list[Finding] = []
     if chosen is not None:
-        lr_range = _useful_range(rates, sign * smoothed, chosen, trials)
+        learns = [chosen]
+        if auto is not None and auto.learned and suggestion == "auto":
+            # short runs could not tell these rates apart
+            low, high = auto.interval
+            learns += [t.rate for t in trials if math.isfinite(t.score) and low <= t.rate <= high]
+        lr_range = _useful_range(rates, sign * smoothed, (min(learns), max(learns)), trials)
         reached = repeats[0].rates
         bounded = auto is not None and suggestion == "auto" and auto.bounded
         findings = at_border(chosen, ends or (reached[0], reached[-1]), bounded=bounded)
@@ -204,18 +209,22 @@ def _intervals(
 
 
 def _useful_range(
-    rates: Curve, smoothed: Curve, chosen: float, trials: Sequence[LRTrial]
+    rates: Curve, smoothed: Curve, around: Interval, trials: Sequence[LRTrial]
 ) -> Interval:
-    """Return the lowest rate that learns and the highest that is stable, around the chosen one."""
-    low = high = chosen
+    """Return the lowest rate that learns and the highest that is stable, with those in between.
+
+    The lowest is the first from which on the loss stays below a tenth of its whole fall: it crosses
+    that line in the noise of the beginning too.
+    """
+    low, high = around
     if len(rates) >= MIN_POINTS:
         lowest = int(np.argmin(smoothed))
         start = float(smoothed[: max(len(rates) // 10, 1)].mean())
         level = start - _USEFUL * (start - float(smoothed[lowest]))
-        reached = np.flatnonzero(smoothed[: lowest + 1] <= level)
-        low, high = float(rates[reached[0] if len(reached) else lowest]), float(rates[lowest])
+        above = np.flatnonzero(smoothed[: lowest + 1] > level)
+        low, high = float(rates[above[-1] + 1 if len(above) else 0]), float(rates[lowest])
     failed = min((t.rate for t in trials if not math.isfinite(t.score)), default=math.inf)
     stable = [t.rate for t in trials if t.rate < failed]
     if high >= failed and stable:
         high = max(stable)
-    return min(low, chosen), max(high, chosen)
+    return min(low, around[0]), max(high, around[1])

@@ -51,6 +51,17 @@ def test_a_trial_that_diverged_lowers_the_stable_end():
     assert result.uncertainty["auto"] == (0.005, 0.02)
 
 
+def test_rates_that_short_runs_could_not_tell_apart_are_in_the_range():
+    trials = tuple(LRTrial(rate=r, losses=(1.0,), score=1.0) for r in (1e-4, 0.01, 0.5, 3.0))
+    auto = AutoChoice(rate=0.1, interval=(1e-4, 0.6), learned=True, trials=trials)
+    assert analyse([sweep()], suggestion="auto", auto=auto).lr_range == (1e-4, 0.5)
+
+
+def test_noise_at_the_beginning_does_not_begin_the_range():
+    clean, noisy = (analyse([sweep(noise=n)], suggestion="minimum").lr_range for n in (0.0, 0.2))
+    assert noisy[0] == pytest.approx(clean[0], rel=2.5)
+
+
 def test_more_noise_gives_wider_intervals():
     def width(noise):
         low, high = analyse([sweep(noise=noise)], suggestion="valley").uncertainty["valley"]
