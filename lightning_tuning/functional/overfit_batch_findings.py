@@ -109,7 +109,7 @@ def batch_overfitted(evidence: OverfitEvidence) -> tuple[Finding, ...]:
         )
         text = f"A tiny batch can't be learnt by heart: {_tried(result)}."
         return speak(verdict, "cannot_overfit_batch", text, hint=hint, evidence=numbers)
-    text = f"{_tried(result)}, which is not judged: {_excuse(evidence)}."
+    text = f"{_tried(result)}. That is not judged: {_excuse(evidence)}."
     hint = "Name the loss that it should reach (target_loss), or give it more steps (max_steps)."
     return speak("skip", "overfit_not_judged", text, hint=hint, evidence=numbers)
 
@@ -189,7 +189,7 @@ def _excuse(evidence: OverfitEvidence) -> str:
         ),
     )
     found = next((text for applies, text in reasons if applies), "")
-    return found or "it is more than chance, and capacity or noise may be the limit"
+    return found or "it learns more than chance, and capacity or noise may be the limit"
 
 
 def _success(result: OverfitBatchResult) -> str:

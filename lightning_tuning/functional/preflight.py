@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from lightning_tuning.findings import Finding, Verdict
@@ -109,6 +109,36 @@ class PreflightResult:
         rate = self.learning_rate
         intro = "" if rate is None else f"Suggested learning rate: {rate:.3g}."
         return html_report(self.findings, pictures, title="Preflight", intro=intro)
+
+
+def in_context(findings: Sequence[Finding]) -> tuple[Finding, ...]:
+    """Return findings with hints that take those of the other checks into account.
+
+    A rate that suits a program with a fault seldom suits the mended one, and raw inputs make the
+    first loss large too.
+
+    Example:
+        >>> fault = Finding(check="a", code="zero_init", verdict="fail", message="Zero.")
+        >>> rate = Finding(
+        ...     check="b", code="lr_suggested", verdict="pass", message="0.1.", hint="Try 0.1."
+        ... )
+        >>> in_context([fault, rate])[1].hint
+        'Mend the faults first, then look for the rate again.'
+    """
+    loud = {finding.code for finding in findings if finding.verdict in ("warn", "fail")}
+    failed = any(finding.verdict == "fail" for finding in findings)
+    return tuple(_told_of(finding, loud, failed=failed) for finding in findings)
+
+
+def _told_of(finding: Finding, loud: Collection[str], *, failed: bool) -> Finding:
+    if finding.code == "lr_suggested" and finding.hint and failed:
+        hint = "Mend the faults first, then look for the rate again."
+        return dataclasses.replace(finding, hint=hint)
+    far_off = finding.code == "loss_not_at_chance" and finding.verdict in ("warn", "fail")
+    if far_off and "unnormalized_input" in loud:
+        hint = "Mend unnormalized_input first: raw inputs make the first outputs large."
+        return dataclasses.replace(finding, hint=hint)
+    return finding
 
 
 def _png(figure: Figure) -> bytes:

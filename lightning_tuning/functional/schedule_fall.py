@@ -38,7 +38,7 @@ class ScheduleFall:
             >>> fall.too_fast, dataclasses.replace(fall, alive=400).too_fast
             (True, False)
         """
-        soon = self.alive <= _FEW_EPOCHS * self.epoch
+        soon = 0 < self.alive <= _FEW_EPOCHS * self.epoch
         return soon and self.length >= _MANY_EPOCHS * self.epoch
 
     @property

@@ -24,7 +24,12 @@ from lightning_tuning.callbacks.overfit_batch_check import OverfitBatchCheck
 from lightning_tuning.callbacks.wiring_check import WiringCheck
 from lightning_tuning.findings import ChecksFailedError, Finding
 from lightning_tuning.functional import checks as arguments
-from lightning_tuning.functional.preflight import PREFLIGHT, Measured, PreflightResult
+from lightning_tuning.functional.preflight import (
+    PREFLIGHT,
+    Measured,
+    PreflightResult,
+    in_context,
+)
 from lightning_tuning.functional.run_report import FINDINGS_FILE
 
 REPORT_FILE = f"{PREFLIGHT}.html"
@@ -134,11 +139,11 @@ def preflight(
         )
     except CannotProbeError as error:
         raise MisconfigurationException(f"The preflight can't run here: {error}.") from error
-    result = PreflightResult(findings=tuple(findings), results=results, seconds=seconds)
+    result = PreflightResult(findings=in_context(findings), results=results, seconds=seconds)
     rank_zero_info(result.summary())
     if folder is not None and trainer.is_global_zero:
         _write(pathlib.Path(trainer.default_root_dir) / folder, result)
-    failed = [finding for finding in findings if finding.verdict == "fail"]
+    failed = [finding for finding in result.findings if finding.verdict == "fail"]
     if failed and on_fail == "raise":
         raise ChecksFailedError(failed)
     return result

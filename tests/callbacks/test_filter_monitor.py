@@ -357,3 +357,31 @@ def test_ranks_agree(sharded):
     assert first[0] == (0, 3, 6, 9)
     assert first[2] == (6, 1, 7, 7)
     assert first[3][0]["evidence"]["input_smoothness"] > 0.5
+
+
+def test_a_hidden_layer_as_long_as_an_image_is_not_taken_for_the_first():
+    class Rows(LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.rows, self.head = nn.GRU(8, 64, batch_first=True), nn.Linear(64, 3)
+
+        def training_step(self, batch, batch_idx):
+            return nn.functional.cross_entropy(self.head(self.rows(batch[0])[0][:, -1]), batch[1])
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.01)
+
+    data = TensorDataset(torch.randn(32, 8, 8), torch.randint(3, (32,)))
+    callback = FilterMonitor()
+    trainer = Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[callback],
+    )
+    trainer.fit(Rows(), DataLoader(data, 8))
+    assert callback.result is None
+    assert "No filters were shown" in callback.findings[0].message

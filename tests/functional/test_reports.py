@@ -7,6 +7,7 @@ import pytest
 
 from lightning_tuning import Finding, read_run
 from lightning_tuning.functional.html_report import Picture, html_report
+from lightning_tuning.functional.preflight import in_context
 from lightning_tuning.functional.report_table import as_table, overall, rows
 
 PNG = b"\x89PNG\r\n\x1a\n rest"
@@ -110,3 +111,18 @@ def test_the_page_explains_what_speaks():
     assert "LeakyReLU" in page
     assert 'id="zero_init"' not in page
     assert "What it means" not in html_report([quiet], title="t")
+
+
+def test_hints_of_a_preflight_know_of_each_other():
+    def of(code, verdict, hint):
+        return Finding(check="c", code=code, verdict=verdict, message=code, hint=hint)
+
+    far = of("loss_not_at_chance", "warn", "Smaller weights.")
+    raw = of("unnormalized_input", "warn", "Standardise.")
+    rate = of("lr_suggested", "pass", "Try 0.1.")
+    assert in_context([far, rate]) == (far, rate)
+    told = in_context([raw, far, rate])
+    assert told[0] == raw
+    assert told[1].hint.startswith("Mend unnormalized_input first")
+    assert told[2] == rate
+    assert in_context([of("zero_init", "fail", "x"), rate])[1].hint.startswith("Mend the faults")

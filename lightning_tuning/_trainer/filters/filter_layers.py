@@ -62,6 +62,8 @@ class LayerSearch:
             if (path == name if name is not None else self._may_have_filters(layer))
         }
         self._called: dict[str, Tensor | None] = {}
+        self._guesses = name is None and image_shape is None
+        self._within: set[str] = set()
         self._handles: list[RemovableHandle] = []
         if not has_compiled_parts(module):
             hidden = FastPaths(module).parts
@@ -82,6 +84,10 @@ class LayerSearch:
         """Return path and layer; None where no layer has filters."""
         order = {**self._called, **dict.fromkeys(self._candidates)}
         usable = [path for path in order if self._has_filters(self._candidates[path])]
+        if self._guesses:
+            # what other layers put out may be as long as an image, and is none
+            linear = {p for p in self._within if isinstance(self._candidates[p], nn.Linear)}
+            usable = [path for path in usable if path not in linear]
         usable.sort(key=lambda path: isinstance(self._candidates[path], _TRANSPOSED))
         if not usable:
             return None
@@ -97,6 +103,8 @@ class LayerSearch:
             if path not in self._called and not torch.compiler.is_compiling():
                 is_tensor = bool(args) and isinstance(args[0], Tensor)
                 self._called[path] = args[0][:_EXAMPLES].detach().clone() if is_tensor else None
+                if is_tensor and args[0].requires_grad:
+                    self._within.add(path)
 
         return note
 

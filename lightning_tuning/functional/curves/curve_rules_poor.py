@@ -13,6 +13,7 @@ from lightning_tuning.functional.curves.curve_reading import Reading
 
 _AT_CHANCE = 0.05
 _POOR = 0.3
+_POOR_AND_WRONG = 0.5
 _LONG_ENOUGH = 60
 _NO_LINE = 0.25
 """A line brings a fifth of its fall in its last fifth; more is a fall that gathers speed."""
@@ -85,12 +86,15 @@ def underfitting(r: Reading) -> Finding:
     third = r.losses[-max(10, len(r.losses) // 3) :]
     improving = r.falls(third)[0] > 0.02 * abs(r.end) and _val_falls(r) is not False
     # in a fit of few steps, only that it is too short can be sure
-    poor = _ends_poor(r) and len(r.losses) >= 100
+    long = len(r.losses) >= 100
+    poor = long and _ends_poor(r, _POOR)
     at_a_rate = r.rates[-len(third) :].mean() >= 0.2 * r.rates.max()
     near = abs(r.val_end - r.end) < 0.15 * r.reference if len(r.val) else False
-    rests = poor and not improving and near and r.val_progress is not None
+    at_rest = not improving and near and r.val_progress is not None
+    rests = poor and at_rest
+    wrong = long and at_rest and _ends_poor(r, _POOR_AND_WRONG) and _inaccurate(r)
     improves = poor and improving and bool(at_a_rate)
-    if fault := _fault(r, r.progress, improves=improves, rests=rests):
+    if fault := _fault(r, r.progress, improves=improves, wrong=wrong):
         return answer("underfitting", "warn", *fault, numbers=numbers)
     hint = "It may get better if it trains longer." if improving else ""
     if rests and at_a_rate:
@@ -104,7 +108,7 @@ def underfitting(r: Reading) -> Finding:
     )
 
 
-def _fault(r: Reading, progress: float, *, improves: bool, rests: bool) -> tuple[str, str] | None:
+def _fault(r: Reading, progress: float, *, improves: bool, wrong: bool) -> tuple[str, str] | None:
     """Return what is wrong and what to do about it, if it is known."""
     told = f"{r.end:.4g}, {progress:.0%} of the way from chance to zero"
     if _too_short(r, progress):
@@ -117,7 +121,7 @@ def _fault(r: Reading, progress: float, *, improves: bool, rests: bool) -> tuple
             f"The loss is still falling fast at the end ({told}).",
             "Train longer, or with a higher learning rate.",
         )
-    if rests and _inaccurate(r):
+    if wrong:
         return (
             f"The losses rest at {r.end:.4g} and {r.val_end:.4g}; most answers are wrong.",
             "Give the model more capacity or better inputs, or take regularization away.",
@@ -128,11 +132,11 @@ def _fault(r: Reading, progress: float, *, improves: bool, rests: bool) -> tuple
     return None
 
 
-def _ends_poor(r: Reading) -> bool:
+def _ends_poor(r: Reading, share: float) -> bool:
     """Whether a loss that has learnt something, without large swings, ends far from zero."""
     learnt = r.progress is not None and r.progress > _AT_CHANCE
     quiet = r.train_wander < 0.1 * abs(r.reference)
-    return r.curves.chance is not None and learnt and quiet and r.bad(_POOR)
+    return r.curves.chance is not None and learnt and quiet and r.bad(share)
 
 
 def _too_short(r: Reading, progress: float) -> bool:

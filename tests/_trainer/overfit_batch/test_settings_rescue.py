@@ -89,6 +89,19 @@ def test_a_schedule_that_stays_at_zero(max_steps):
     assert found["lr_too_low"].evidence["steps_at_zero"] == (300 if max_steps == 300 else 599)
 
 
+def test_a_schedule_that_counts_steps_for_epochs():
+    # 16 steps an epoch; three decades are gone after 20
+    tenth = lambda count: 0.1 ** (count // 5)  # noqa: E731
+    found = alarms(Net(tenth), samples=512)
+    assert "lr_decayed_too_fast" in found
+    assert "Let the schedule decay" in found["lr_too_low"].hint
+    assert found["lr_decayed_too_fast"].evidence["steps_alive"] == 20
+    # in epochs it is spread over the fit; nothing is known without an end, or of few epochs
+    assert alarms(Net(tenth, "epoch"), samples=512) == {}
+    assert "lr_decayed_too_fast" not in alarms(Net(tenth), samples=512, max_steps=-1)
+    assert "lr_decayed_too_fast" not in alarms(Net(tenth), samples=512, max_steps=70)
+
+
 @pytest.mark.parametrize("max_steps", [-1, 1000])
 @pytest.mark.parametrize(
     ("factor", "interval"),

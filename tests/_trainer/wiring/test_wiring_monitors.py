@@ -51,7 +51,10 @@ class Negates(Plateau):
     ],
 )
 def test_a_plateau_of_the_right_way_is_silent(make):
-    assert {f.verdict for f in found(TOPIC, make).values()} == {"pass"}
+    verdicts = {code: f.verdict for code, f in found(TOPIC, make).items()}
+    # without a scheduler that can be judged there is nothing to look at
+    assert verdicts.pop("lr_decayed_too_fast") in ("pass", "skip")
+    assert set(verdicts.values()) == {"pass"}
 
 
 def said_of(*callbacks, **settings):
