@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from lightning_tuning.findings import Finding, Verdict
-from lightning_tuning.functional.ema import warmup_steps
 
 _CHECK = "ema"
 
@@ -36,9 +35,8 @@ def half_life_finding(
         compared = f", in a fit of {length:.0f}"
     elif warmup:
         compared = (
-            f", longer than the fit of {length:.0f}: the warm-up, which would take"
-            f" {warmup_steps(decay)}, sets the pace all the time (the average spans about the last"
-            " tenth)"
+            f", and its warm-up lasts longer than the fit of {length:.0f}: the average spans about"
+            " the last tenth of it"
         )
     else:
         verdict = "warn"

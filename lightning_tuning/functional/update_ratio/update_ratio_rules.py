@@ -209,6 +209,8 @@ def clipping_leaves_steps(evidence: UpdateEvidence) -> tuple[Finding, ...]:
         f"Clipping bites at {share:.0%} of the measured steps and leaves {coefficient:.2g} of the"
         " gradient's norm at the median"
     )
+    if share == 0:
+        told = "No gradient was clipped at the measured steps"
     if not bad or usual is None:
         return (
             update_finding("pass", "clip_too_small", told + ".", at=evidence.at, numbers=numbers),
