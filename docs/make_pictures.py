@@ -57,7 +57,7 @@ def quickstart_picture() -> None:
     import quickstart
 
     from lightning_tuning import LRRangeTest, OneCycle
-    from lightning_tuning.plots import plot_lr_range_test, plot_one_cycle
+    from lightning_tuning.plots import plot_lr_range_test, plot_schedule
 
     test, cycle = LRRangeTest(), OneCycle()
     with tempfile.TemporaryDirectory() as folder:
@@ -67,7 +67,7 @@ def quickstart_picture() -> None:
         os.chdir(ROOT)
     assert test.result is not None
     assert cycle.result is not None
-    parts = [plot_lr_range_test(test.result), plot_one_cycle(cycle.result)]
+    parts = [plot_lr_range_test(test.result), plot_schedule(cycle.result)]
     beside(parts).savefig(ROOT / "docs" / "images" / "quickstart.png", dpi=110)
 
 

@@ -1,6 +1,7 @@
 """The craft of training neural networks, as drop-in PyTorch Lightning callbacks."""
 
 from lightning_tuning.callbacks.activation_monitor import ActivationMonitor
+from lightning_tuning.callbacks.cyclical_lr import CyclicalLR
 from lightning_tuning.callbacks.ema import EMAWeights
 from lightning_tuning.callbacks.filter_monitor import FilterMonitor
 from lightning_tuning.callbacks.gradient_check import GradientCheck
@@ -10,6 +11,7 @@ from lightning_tuning.callbacks.lr_range_test import LRRangeTest, lr_range_test
 from lightning_tuning.callbacks.one_cycle import OneCycle
 from lightning_tuning.callbacks.overfit_batch_check import OverfitBatchCheck
 from lightning_tuning.callbacks.update_ratio_monitor import UpdateRatioMonitor
+from lightning_tuning.callbacks.warmup_decay import WarmupDecay
 from lightning_tuning.callbacks.wiring_check import WiringCheck
 from lightning_tuning.findings import ChecksFailedError, Finding
 from lightning_tuning.functional.activations.activation_result import ActivationResult
@@ -20,14 +22,23 @@ from lightning_tuning.functional.filters.filter_result import FilterResult
 from lightning_tuning.functional.gradient.gradient_check import GradientCheckResult
 from lightning_tuning.functional.initial_loss import InitialLossResult
 from lightning_tuning.functional.lr_range_test import LRRangeResult
-from lightning_tuning.functional.one_cycle import (
+from lightning_tuning.functional.overfit_batch import OverfitBatchResult
+from lightning_tuning.functional.preflight import PreflightResult
+from lightning_tuning.functional.run_report import RunReport, read_run
+from lightning_tuning.functional.schedules.cyclical_lr import (
+    CyclicalSchedule,
+    cyclical_lr,
+    cyclical_schedule,
+)
+from lightning_tuning.functional.schedules.one_cycle import (
     OneCycleSchedule,
     one_cycle,
     one_cycle_schedule,
 )
-from lightning_tuning.functional.overfit_batch import OverfitBatchResult
-from lightning_tuning.functional.preflight import PreflightResult
-from lightning_tuning.functional.run_report import RunReport, read_run
+from lightning_tuning.functional.schedules.warmup_decay import (
+    WarmupDecaySchedule,
+    warmup_decay_schedule,
+)
 from lightning_tuning.functional.symptoms import explain
 from lightning_tuning.functional.update_ratio.update_ratio import UpdateRatioResult
 from lightning_tuning.workflow.preflight import preflight
@@ -39,6 +50,8 @@ __all__ = [
     "ActivationMonitor",
     "ActivationResult",
     "ChecksFailedError",
+    "CyclicalLR",
+    "CyclicalSchedule",
     "EMAWeights",
     "FilterMonitor",
     "FilterResult",
@@ -59,8 +72,12 @@ __all__ = [
     "RunReport",
     "UpdateRatioMonitor",
     "UpdateRatioResult",
+    "WarmupDecay",
+    "WarmupDecaySchedule",
     "WiringCheck",
     "checkpoint_weights",
+    "cyclical_lr",
+    "cyclical_schedule",
     "ema_decay",
     "explain",
     "lr_range_test",
@@ -69,4 +86,5 @@ __all__ = [
     "preflight",
     "read_run",
     "recipe",
+    "warmup_decay_schedule",
 ]

@@ -8,7 +8,7 @@ import os
 import pathlib
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import lightning.pytorch.callbacks
@@ -21,8 +21,9 @@ from lightning_tuning.cli_errors import in_one_line
 from lightning_tuning.findings import ChecksFailedError
 from lightning_tuning.functional.lr_range_test import Suggestion
 from lightning_tuning.functional.run_report import read_run
+from lightning_tuning.functional.schedules.schedule import Schedule
 from lightning_tuning.functional.symptoms import known_symptoms
-from lightning_tuning.plots import plot_one_cycle
+from lightning_tuning.plots import plot_schedule
 from lightning_tuning.workflow.preflight import CheckName
 
 FINE, FAILED, USAGE = 0, 1, 2
@@ -33,7 +34,8 @@ _HELP = """usage: lightning-tuning COMMAND [options]
 before a fit
   preflight        check the program, and find its learning rate
   lr-range-test    find the learning rate alone; --quiet prints the number only
-  schedule         draw a one-cycle schedule of learning rate and momentum
+  schedule [KIND]  draw a schedule of learning rate and momentum: one_cycle (the default),
+                   cyclical_lr, warmup_decay
 
 the fit (LightningCLI; all callbacks of lightning_tuning by their short names)
   fit, validate, test, predict
@@ -232,14 +234,26 @@ def _refusal(error: BaseException) -> BaseException | None:
     return None
 
 
+_SCHEDULES: dict[str, Callable[..., Schedule]] = {
+    "one_cycle": lightning_tuning.one_cycle_schedule,
+    "cyclical_lr": lightning_tuning.cyclical_schedule,
+    "warmup_decay": lightning_tuning.warmup_decay_schedule,
+}
+
+
 def _schedule(rest: list[str]) -> int:
-    parser = Parser(prog="lightning-tuning schedule", description="Draw a one-cycle schedule.")
-    parser.add_function_arguments(lightning_tuning.one_cycle_schedule)
+    kind, rest = (rest[0], rest[1:]) if rest and rest[0][:1] != "-" else ("one_cycle", rest)
+    if kind not in _SCHEDULES:
+        _stop(f"there is no schedule {kind!r}; choose from {', '.join(_SCHEDULES)}")
+    parser = Parser(
+        prog=f"lightning-tuning schedule {kind}",
+        description=f"Draw a schedule; the kinds are {', '.join(_SCHEDULES)}.",
+    )
+    parser.add_function_arguments(_SCHEDULES[kind])
     parser.add_argument("--output", default="schedule.png", help="The file to draw into.")
     found = parser.instantiate_classes(parser.parse_args(rest))
     output = found.pop("output")
-    schedule = lightning_tuning.one_cycle_schedule(**found.as_dict())
-    plot_one_cycle(schedule).savefig(output, dpi=120)
+    plot_schedule(_SCHEDULES[kind](**found.as_dict())).savefig(output, dpi=120)
     _print(output)
     return FINE
 

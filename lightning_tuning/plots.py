@@ -6,26 +6,26 @@ import math
 from typing import TYPE_CHECKING
 
 from lightning_tuning.functional.lr_range_test import LRRangeResult, LRSweep
-from lightning_tuning.functional.one_cycle import OneCycleSchedule
 from lightning_tuning.functional.overfit_batch import OverfitBatchResult
+from lightning_tuning.functional.schedules.schedule import Schedule
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
-def plot_one_cycle(schedule: OneCycleSchedule) -> Figure:
+def plot_schedule(schedule: Schedule) -> Figure:
     """Draw the learning rate and momentum of each parameter group over the steps.
 
     Args:
-        schedule: The schedule, of ``OneCycle.result`` or ``one_cycle_schedule``.
+        schedule: The schedule, such as ``OneCycle.result`` or ``one_cycle_schedule(...)``.
 
     Returns:
         A figure that belongs to no window; ``figure.savefig("cycle.png")`` writes it.
 
     Example:
-        >>> from lightning_tuning.functional.one_cycle import one_cycle_schedule
-        >>> len(plot_one_cycle(one_cycle_schedule(100, max_lr=0.1)).axes)
+        >>> from lightning_tuning.functional.schedules.one_cycle import one_cycle_schedule
+        >>> len(plot_schedule(one_cycle_schedule(100, max_lr=0.1)).axes)
         2
     """
     from matplotlib.figure import Figure

@@ -142,6 +142,25 @@ def test_a_schedule_is_drawn_without_training(tmp_path, capsys):
     assert (tmp_path / "here.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("one_cycle", "--total_steps=50", "--max_lr=0.1"),
+        ("cyclical_lr", "--total_steps=50", "--cycle_steps=25", "--base_lr=0.01", "--max_lr=0.1"),
+        ("warmup_decay", "--total_steps=50", "--max_lr=[0.1, 0.2]", "--decay=sqrt"),
+    ],
+)
+def test_each_kind_of_schedule_is_drawn(tmp_path, capsys, command):
+    assert status("schedule", *command) == 0
+    assert capsys.readouterr().out == "schedule.png\n"
+    assert (tmp_path / "schedule.png").stat().st_size > 5000
+
+
+def test_a_schedule_that_is_not_there_is_refused(capsys):
+    said = refused(capsys, "schedule", "two_cycles", "--max_lr=0.1")
+    assert "no schedule 'two_cycles'; choose from one_cycle, cyclical_lr, warmup_decay" in said
+
+
 def test_a_code_is_explained(capsys):
     assert status("explain", "dead_relu") == 0
     told = capsys.readouterr().out

@@ -19,6 +19,7 @@ from lightning.pytorch.loggers import CSVLogger
 import lightning_tuning
 from lightning_tuning import (
     ActivationMonitor,
+    CyclicalLR,
     EMAWeights,
     FilterMonitor,
     GradientCheck,
@@ -28,6 +29,7 @@ from lightning_tuning import (
     OneCycle,
     OverfitBatchCheck,
     UpdateRatioMonitor,
+    WarmupDecay,
     WiringCheck,
 )
 from tests.processes import run_on_ranks
@@ -113,6 +115,23 @@ CALLBACKS = [
         {"on_fail": "raise"},
         {"checks": ["no_such_check"], "skip": ["no_such_check"], "on_fail": "stop"},
         True,
+    ),
+    Entry(
+        CyclicalLR,
+        {"max_lr": 0.05, "cycle_steps": 4},
+        {"max_lr": -1.0, "base_lr": -1.0, "mode": "square", "cycle_steps": 0, "cycle_epochs": -1.0}
+        | {"gamma": 2.0, "pct_start": 1.0, "base_momentum": 1.0, "max_momentum": -1.0},
+        False,
+    ),
+    Entry(
+        WarmupDecay,
+        {"max_lr": 0.05, "warmup_steps": 2},
+        {"max_lr": -1.0, "warmup": "slow", "warmup_steps": -1, "warmup_fraction": 2.0}
+        | {"warmup_factor": 2.0, "decay": "fast", "decay_fraction": 0.0, "final_factor": 2.0}
+        | {"power": 0.0, "factor": 0.0, "milestones": [2.0], "cycles": 0, "cycle_mult": 0.0}
+        | {"mode": "least", "patience": -1, "threshold": 1.0, "cooldown": -1}
+        | {"start_momentum": 0.5, "total_steps": 0},
+        False,
     ),
     Entry(OneCycle, {"max_lr": 0.05}, {"max_lr": -1.0, "pct_start": 2.0, "total_steps": 0}, False),
 ]

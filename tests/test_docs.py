@@ -192,20 +192,26 @@ def test_the_commands_of_the_page_about_them_run(folder, monkeypatch, capsys):
         assert (folder / file).exists()
 
 
-def test_the_page_about_tags_has_every_tag():
-    page = (DOCS / "logged.md").read_text()
-    callbacks = lightning_tuning.recipe(checks=True)
+def tags_of(callbacks):
+    """What they write to TensorBoard in a fit."""
     logger = TensorBoardLogger(".")
     settings = {"max_epochs": 3, "accelerator": "cpu", "log_every_n_steps": 1, **CHEAP}
     trainer = Trainer(logger=logger, callbacks=callbacks, **settings)
     trainer.fit(Own(), datamodule=Data())
     sizes = {"images": 0, "histograms": 0, "tensors": 0}
     tags = EventAccumulator(logger.log_dir, sizes).Reload().Tags()
-    written = {
+    return {
         tag.removesuffix("/text_summary")
         for kind in ("scalars", "images", "histograms", "tensors")
         for tag in tags[kind]
     } - {"custom_scalars__config__", "epoch", "train_loss", "val_loss"}
+
+
+def test_the_page_about_tags_has_every_tag():
+    page = (DOCS / "logged.md").read_text()
+    others = [lightning_tuning.CyclicalLR(), lightning_tuning.WarmupDecay()]
+    runs = [lightning_tuning.recipe(checks=True), *([other] for other in others)]
+    written = set().union(*map(tags_of, runs))
     known = re.findall(r"`([\w<>]+/[\w<>]+)`", page)
     patterns = [re.sub(r"<\w+>", ".+", tag) for tag in known]
     assert len(written) > 30

@@ -82,3 +82,18 @@ def test_the_command_line(monkeypatch, tmp_path):
     [accuracy] = json.loads((run / "loss_curve_diagnosis.json").read_text())["curves"]["metrics"]
     assert accuracy["values"][-1] > 0.95
     assert main(["report", str(run)]) == 0
+
+
+def test_cyclical_lr(capsys):
+    """Each cycle ends at a lower loss than it has after its peak."""
+    peaks, ends = example("cyclical_lr")["main"]()
+    assert all(end < peak for peak, end in zip(peaks, ends, strict=True))
+    assert "cycle 4: validation loss" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")
+def test_warmup_decay():
+    """The longer fit, which goes on from the plateau of the shorter one, ends no worse."""
+    short, longer = example("warmup_decay")["main"]()
+    assert longer < short + 0.01
+    assert max(short, longer) < 0.15

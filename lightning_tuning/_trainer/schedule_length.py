@@ -12,7 +12,9 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning_tuning._trainer.schedule_start import callbacks_of
 
 
-def steps_left(trainer: Trainer, *, name: str, by_batch: bool = False) -> int:
+def steps_left(
+    trainer: Trainer, *, name: str, argument: str = "total_steps", by_batch: bool = False
+) -> int:
     """Return the optimizer steps from here to the end of the fit.
 
     To be called in ``on_train_start`` or later. ``trainer.estimated_stepping_batches`` is not used:
@@ -22,6 +24,7 @@ def steps_left(trainer: Trainer, *, name: str, by_batch: bool = False) -> int:
     Args:
         trainer: The trainer.
         name: The callback that asks, for the error.
+        argument: What the error asks for.
         by_batch: Count training batches instead, as under manual optimization, where only the
             module knows on which batches it steps. ``max_steps`` counts the steps of all
             optimizers there; one step of each in a batch is assumed.
@@ -45,20 +48,20 @@ def steps_left(trainer: Trainer, *, name: str, by_batch: bool = False) -> int:
         steps = min(steps, math.ceil(left / len(trainer.optimizers)) if by_batch else left)
     if steps == math.inf:
         raise MisconfigurationException(
-            f"{name}(total_steps=None) cannot tell how long the fit will be: {_reason(trainer)}."
-            f" Give {name}(total_steps=...), or set `Trainer(max_steps=...)`"
+            f"{name}({argument}=None) cannot tell how long the fit will be: {_reason(trainer)}."
+            f" Give {name}({argument}=...), or set `Trainer(max_steps=...)`"
         )
     return int(steps)
 
 
-def refuse_endless(trainer: Trainer, *, name: str) -> None:
+def refuse_endless(trainer: Trainer, *, name: str, argument: str = "total_steps") -> None:
     """Raise early, before a range test has run, where settings alone show that there is no end.
 
     Raises:
         MisconfigurationException: See :func:`steps_left`.
     """
     if trainer.max_epochs == -1 and trainer.max_steps == -1:
-        steps_left(trainer, name=name)
+        steps_left(trainer, name=name, argument=argument)
 
 
 def _reason(trainer: Trainer) -> str:
@@ -86,3 +89,17 @@ def accumulation(trainer: Trainer, epoch: int) -> int:
         if isinstance(callback, GradientAccumulationScheduler):
             return callback.get_accumulate_grad_batches(epoch)
     return trainer.accumulate_grad_batches
+
+
+def steps_per_epoch(trainer: Trainer, *, by_batch: bool = False) -> int | None:
+    """Return the optimizer steps of the present epoch; None where its loader has no length.
+
+    Args:
+        trainer: The trainer, in ``on_train_start`` or later.
+        by_batch: Count training batches instead.
+    """
+    batches = trainer.num_training_batches
+    if batches == math.inf:
+        return None
+    accumulate = 1 if by_batch else accumulation(trainer, trainer.current_epoch)
+    return math.ceil(batches / accumulate)

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lightning_tuning._trainer import schedule
-from lightning_tuning._trainer.choices import log_choices, note_choices
-from lightning_tuning._trainer.learning_rates import rates_of
-from lightning_tuning._trainer.monitor_log import keeps_figures, log_figure
-from lightning_tuning._trainer.report import logged_step, report
-from lightning_tuning._trainer.schedule_length import refuse_endless, steps_left
-from lightning_tuning._trainer.schedule_start import others_start_later, range_result
+from lightning_tuning._trainer.schedule import drop_state
+from lightning_tuning._trainer.schedule_run import Plan, ScheduleRun, Start
 from lightning_tuning.findings import Finding
-from lightning_tuning.functional.lr_range_test import LRRangeResult
-from lightning_tuning.functional.one_cycle import OneCycleSchedule, one_cycle_schedule
-from lightning_tuning.functional.one_cycle_findings import cycle_findings, replaced_finding
-from lightning_tuning.plots import plot_one_cycle
+from lightning_tuning.functional.schedules.one_cycle import OneCycleSchedule, one_cycle_schedule
 
 
 class OneCycle(Callback):
@@ -102,164 +94,103 @@ class OneCycle(Callback):
         self.base_momentum = base_momentum
         self.max_momentum = max_momentum
         self.replace_scheduler = replace_scheduler
-        self._findings: list[Finding] = []
-        self._result: OneCycleSchedule | None = None
-        self._attached: schedule.Attached | None = None
-        self._progress: dict[str, Any] = {}
-        self._restored: dict[str, Any] = {}
+        self._run = ScheduleRun(
+            self,
+            check="one_cycle",
+            total_steps=total_steps,
+            replace_scheduler=replace_scheduler,
+            plan=self._plan,
+        )
 
     @property
     def findings(self) -> tuple[Finding, ...]:
         """What the callback has to say about the latest fit."""
-        return tuple(self._findings)
+        return tuple(self._run.findings)
 
     @property
     def result(self) -> OneCycleSchedule | None:
         """The schedule of the latest fit, or None before its first step."""
-        return self._result
+        return self._run.result
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget the fit before; a checkpoint is restored only after this."""
-        if stage == "fit":
-            self._findings, self._result = [], None
-            self._progress, self._restored = {}, {}
+        self._run.setup(stage)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attach to the optimizers, without a change to them yet."""
-        if self.total_steps is None:
-            refuse_endless(trainer, name="OneCycle")
-        self._attached = schedule.attach(
+        self._run.attach(
             trainer,
-            self,
-            replace_scheduler=self.replace_scheduler,
-            by_batch=self.total_steps is None,
+            max_lr=self.max_lr,
+            base_momentum=self.base_momentum,
+            max_momentum=self.max_momentum,
         )
-        self._attached.check_groups(
-            max_lr=self.max_lr, base_momentum=self.base_momentum, max_momentum=self.max_momentum
-        )
-        if self._attached.replaced:
-            self._findings.append(replaced_finding(self._attached.replaced))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the schedule, unless a range test later in the list may still set the peak."""
-        if not others_start_later(trainer, self):
-            self.start_schedule(trainer)
+        self._run.start_if_known(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the schedule before the first batch, if it has not started."""
-        self.start_schedule(trainer)
+        self._run.start(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Advance under manual optimization, where batches are counted."""
-        if self._attached is not None:
-            self._attached.end_batch()
+        self._run.end_batch()
 
     def start_schedule(self, trainer: Trainer) -> None:
         """Settle length and peak, set the first values, and show the schedule in the logger."""
-        if self._attached is None or self._attached.started:
-            return
-        steps = self._restored.get("steps", [0] * len(self._attached.schedulers))
-        total = self.total_steps
-        if total is None:
-            by_batch = self._attached.by_batch
-            total = max(steps) + steps_left(trainer, name="OneCycle", by_batch=by_batch)
-        peaks, source = self._peaks(trainer)
-        self._result = one_cycle_schedule(
-            total,
+        self._run.start(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tell the loggers which peak and length were taken."""
+        self._run.end(trainer)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Let go of the optimizers."""
+        self._run.detach(trainer)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let go of the optimizers."""
+        self._run.detach(trainer)
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keep the progress in this callback's state alone."""
+        drop_state(checkpoint, trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the steps made by each optimizer, the length and the peaks."""
+        return self._run.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Note the state; it is used when the schedule starts."""
+        self._run.load_state_dict(state_dict)
+
+    def _plan(self, start: Start) -> Plan[OneCycleSchedule]:
+        peaks, source = start.peaks(self.max_lr)
+        schedule = one_cycle_schedule(
+            start.total_steps,
             max_lr=peaks,
             pct_start=self.pct_start,
             anneal_strategy=self.anneal_strategy,
             div_factor=self.div_factor,
             final_div_factor=self.final_div_factor,
             three_phase=self.three_phase,
-            cycle_momentum=[
-                self.cycle_momentum and ("betas" in group or "momentum" in group)
-                for group in self._attached.groups
-            ],
+            cycle_momentum=start.with_momentum(self.cycle_momentum),
             base_momentum=self.base_momentum,
             max_momentum=self.max_momentum,
         )
-        self._attached.start(self._result.at, steps)
-        self._findings += cycle_findings(
-            self._result,
-            step=max(steps),
+        before = start.length_before
+        return Plan(
+            schedule=schedule,
+            described=f"One cycle of {start.total_steps} steps with its peak at "
+            f"lr={max(schedule.max_lr):.3g}",
             source=source,
-            length_before=self._restored.get("total_steps", total),
             wants_momentum=self.cycle_momentum,
+            before=None if before is None else dataclasses.replace(schedule, total_steps=before),
         )
-        report(trainer, self.findings)
-        note_choices(trainer, max_lr=max(self._result.max_lr), total_steps=total)
-        if keeps_figures(trainer):
-            figure = plot_one_cycle(self._result)
-            step = logged_step(trainer)
-            log_figure(trainer, "one_cycle/schedule", figure, step, file="one_cycle")
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Tell the loggers which peak and length were taken."""
-        log_choices(trainer)
-
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
-        """Let go of the optimizers."""
-        self._detach(trainer)
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Let go of the optimizers."""
-        self._detach(trainer)
-
-    def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Keep the progress in this callback's state alone."""
-        schedule.drop_state(checkpoint, trainer)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the steps made by each optimizer, the length and the peaks."""
-        if self._attached is None or self._result is None:
-            return dict(self._progress)
-        return {
-            "steps": list(self._attached.steps),
-            "total_steps": self._result.total_steps,
-            "max_lr": list(self._result.max_lr),
-        }
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Note the state; it is used when the schedule starts."""
-        self._restored = dict(state_dict)
-
-    def _detach(self, trainer: Trainer) -> None:
-        if self._attached is not None:
-            # a checkpoint may still be saved after this
-            self._progress = self.state_dict()
-            self._attached.detach(trainer)
-            self._attached = None
-
-    def _peaks(self, trainer: Trainer) -> tuple[list[float], str]:
-        """Return the peak of each group, and where it comes from."""
-        assert self._attached is not None
-        own = [float(group["lr"]) for group in self._attached.groups]
-        tested = range_result(trainer)
-        if self.max_lr is not None:
-            given = self.max_lr
-            peaks = list(given) if isinstance(given, Sequence) else [given] * len(own)
-            unused = f" (the range test suggested {tested.suggestion:.3g})" if tested else ""
-            return peaks, "max_lr" + unused
-        if "max_lr" in self._restored:
-            return list(self._restored["max_lr"]), "the checkpoint"
-        if tested is not None:
-            return self._peaks_of(tested, trainer), "the range test"
-        return own, "the optimizer's own rate"
-
-    def _peaks_of(self, tested: LRRangeResult, trainer: Trainer) -> list[float]:
-        """Return the suggestion for the groups that were swept, in ratio; others keep their own."""
-        assert self._attached is not None
-        assert tested.suggestion is not None
-        swept = rates_of(trainer, tested.optimizer)
-        peaks = {
-            id(group): tested.suggestion * (base / swept.rate)
-            for group, base in zip(swept.groups, swept.base_rates, strict=True)
-        }
-        return [peaks.get(id(group), float(group["lr"])) for group in self._attached.groups]

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Sequence
-from typing import Literal, TypeVar
+from typing import Literal
 
 from lightning_tuning.functional import checks
+from lightning_tuning.functional.checks import PerGroup
+from lightning_tuning.functional.schedules.schedule import (
+    Curve,
+    GroupValues,
+    curve,
+    not_before,
+    spread,
+    to_json,
+)
 
 AnnealStrategy = Literal["cos", "linear"]
-PerGroup = float | Sequence[float]
-_T = TypeVar("_T", bool, float)
 
 
 def one_cycle(
@@ -105,7 +111,17 @@ class OneCycleSchedule:
     base_momentum: tuple[float, ...]
     max_momentum: tuple[float, ...]
 
-    def at(self, step: float) -> tuple[tuple[float, float | None], ...]:
+    @property
+    def cycle_ends(self) -> tuple[int, ...]:
+        """The number of steps made when the cycle has ended, as the only one.
+
+        Example:
+            >>> one_cycle_schedule(10, max_lr=1.0).cycle_ends
+            (10,)
+        """
+        return (self.total_steps,)
+
+    def at(self, step: float) -> GroupValues:
         """Return (learning rate, momentum) of each group; momentum is None where it is not cycled.
 
         Raises:
@@ -115,8 +131,7 @@ class OneCycleSchedule:
             >>> one_cycle_schedule(10, max_lr=1.0, cycle_momentum=False).at(2)
             ((1.0, None),)
         """
-        if step < 0:
-            raise ValueError(f"step={step} must be at least 0")
+        not_before(step)
         start, end, fraction = self._phase(step)
         values = []
         for peak, cycled, low, high in zip(
@@ -130,7 +145,7 @@ class OneCycleSchedule:
             values.append((lr, momentum))
         return tuple(values)
 
-    def curve(self, *, max_points: int = 1000) -> dict[str, list[int] | list[list[float]]]:
+    def curve(self, *, max_points: int = 1000) -> Curve:
         """Return evenly spread steps with the values of each group, for a picture or a file.
 
         Args:
@@ -145,24 +160,17 @@ class OneCycleSchedule:
             >>> curve["step"]
             [0, 4]
         """
-        points = min(self.total_steps, max_points)
-        last = self.total_steps - 1
-        steps = [round(i * last / max(points - 1, 1)) for i in range(points)]
-        groups = list(zip(*(self.at(step) for step in steps), strict=True))
-        return {
-            "step": steps,
-            "lr": [[lr for lr, _ in group] for group in groups],
-            "momentum": [[m for _, m in group if m is not None] for group in groups],
-        }
+        return curve(self, max_points=max_points)
 
     def to_json(self) -> str:
         """Return the settings, and the curve at up to 1000 steps, as a JSON object.
 
         Example:
+            >>> import json
             >>> json.loads(one_cycle_schedule(10, max_lr=0.1).to_json())["max_lr"]
             [0.1]
         """
-        return json.dumps({**dataclasses.asdict(self), "curve": self.curve()})
+        return to_json(self)
 
     def _phase(self, step: float) -> tuple[str, str, float]:
         """Return where the phase of this step starts and ends, and how far the step is in it."""
@@ -236,17 +244,13 @@ def one_cycle_schedule(
     )
     return OneCycleSchedule(
         total_steps=total_steps,
-        max_lr=_spread(max_lr, groups),
+        max_lr=spread(max_lr, groups),
         pct_start=pct_start,
         anneal_strategy=anneal_strategy,
         div_factor=div_factor,
         final_div_factor=final_div_factor,
         three_phase=three_phase,
-        cycle_momentum=_spread(cycle_momentum, groups),
-        base_momentum=_spread(base_momentum, groups),
-        max_momentum=_spread(max_momentum, groups),
+        cycle_momentum=spread(cycle_momentum, groups),
+        base_momentum=spread(base_momentum, groups),
+        max_momentum=spread(max_momentum, groups),
     )
-
-
-def _spread(value: _T | Sequence[_T], groups: int) -> tuple[_T, ...]:
-    return tuple(value) if isinstance(value, Sequence) else (value,) * groups

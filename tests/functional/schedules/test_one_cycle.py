@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import OneCycleLR
 
-from lightning_tuning.functional.one_cycle import one_cycle, one_cycle_schedule
-from lightning_tuning.plots import plot_one_cycle
+from lightning_tuning.functional.schedules.one_cycle import one_cycle, one_cycle_schedule
+from lightning_tuning.plots import plot_schedule
 
 
 @pytest.fixture(autouse=True)
@@ -131,11 +131,11 @@ def test_json_and_figure():
     assert len(told["curve"]["step"]) == 1000
     assert (told["curve"]["step"][0], told["curve"]["step"][-1]) == (0, 4999)
     assert told["curve"]["momentum"][1] == []
-    lr_axes, momentum_axes = plot_one_cycle(schedule).axes
+    lr_axes, momentum_axes = plot_schedule(schedule).axes
     assert len(lr_axes.lines) == 2
     assert len(momentum_axes.lines) == 1
     assert max(lr_axes.lines[1].get_ydata()) == pytest.approx(0.2, rel=1e-3)
-    assert len(plot_one_cycle(one_cycle_schedule(1, max_lr=0.1)).axes) == 2
+    assert len(plot_schedule(one_cycle_schedule(1, max_lr=0.1)).axes) == 2
 
 
 def test_a_schedule_is_a_value():

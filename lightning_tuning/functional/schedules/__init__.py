@@ -1,0 +1,1 @@
+"""Schedules of learning rate and momentum, as functions of the step."""
