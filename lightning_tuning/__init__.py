@@ -1,6 +1,7 @@
 """The craft of training neural networks, as drop-in PyTorch Lightning callbacks."""
 
 from lightning_tuning.callbacks.activation_monitor import ActivationMonitor
+from lightning_tuning.callbacks.checkpoint_ensemble import CheckpointEnsemble
 from lightning_tuning.callbacks.cyclical_lr import CyclicalLR
 from lightning_tuning.callbacks.ema import EMAWeights
 from lightning_tuning.callbacks.filter_monitor import FilterMonitor
@@ -13,11 +14,14 @@ from lightning_tuning.callbacks.overfit_batch_check import OverfitBatchCheck
 from lightning_tuning.callbacks.update_ratio_monitor import UpdateRatioMonitor
 from lightning_tuning.callbacks.warmup_decay import WarmupDecay
 from lightning_tuning.callbacks.wiring_check import WiringCheck
+from lightning_tuning.ensembles.ensemble_module import EnsembleModule
+from lightning_tuning.ensembles.soup import Soup, soup
 from lightning_tuning.findings import ChecksFailedError, Finding
 from lightning_tuning.functional.activations.activation_result import ActivationResult
 from lightning_tuning.functional.checkpoint_weights import checkpoint_weights
 from lightning_tuning.functional.curves.loss_curves import LossCurveResult
 from lightning_tuning.functional.ema import ema_decay
+from lightning_tuning.functional.ensembles.ensemble_result import EnsembleMember, EnsembleResult
 from lightning_tuning.functional.filters.filter_result import FilterResult
 from lightning_tuning.functional.gradient.gradient_check import GradientCheckResult
 from lightning_tuning.functional.initial_loss import InitialLossResult
@@ -49,10 +53,14 @@ __version__ = "0.1.0"
 __all__ = [
     "ActivationMonitor",
     "ActivationResult",
+    "CheckpointEnsemble",
     "ChecksFailedError",
     "CyclicalLR",
     "CyclicalSchedule",
     "EMAWeights",
+    "EnsembleMember",
+    "EnsembleModule",
+    "EnsembleResult",
     "FilterMonitor",
     "FilterResult",
     "Finding",
@@ -70,6 +78,7 @@ __all__ = [
     "OverfitBatchResult",
     "PreflightResult",
     "RunReport",
+    "Soup",
     "UpdateRatioMonitor",
     "UpdateRatioResult",
     "WarmupDecay",
@@ -86,5 +95,6 @@ __all__ = [
     "preflight",
     "read_run",
     "recipe",
+    "soup",
     "warmup_decay_schedule",
 ]

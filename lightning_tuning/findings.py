@@ -32,6 +32,9 @@ CODES: frozenset[str] = frozenset(
         "ema_not_judging",
         "ema_not_both",
         "batch_norm_recalibrated",
+        # ensembles
+        "ensemble_judged",
+        "ensemble_no_gain",
         # losses and outputs
         "initial_loss",
         "loss_not_at_chance",

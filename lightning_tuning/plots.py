@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from lightning_tuning.functional.ensembles.ensemble_result import EnsembleResult
 from lightning_tuning.functional.lr_range_test import LRRangeResult, LRSweep
 from lightning_tuning.functional.overfit_batch import OverfitBatchResult
 from lightning_tuning.functional.schedules.schedule import Schedule
@@ -137,6 +138,45 @@ def _title(result: LRRangeResult) -> str:
         if value is not None
     ]
     return ", ".join([f"Learning-rate range test: {result.suggestion:.2e}", *best])
+
+
+def plot_ensemble(result: EnsembleResult) -> Figure:
+    """Draw a metric over the size of an ensemble, and that of each member alone.
+
+    Args:
+        result: What ``CheckpointEnsemble.result`` holds.
+
+    Returns:
+        A figure that belongs to no window; ``figure.savefig("ensemble.png")`` writes it.
+
+    Example:
+        >>> from lightning_tuning.functional.ensembles.ensemble_result import EnsembleMember
+        >>> member = EnsembleMember(path="a.ckpt", step=1, epoch=0)
+        >>> result = EnsembleResult(
+        ...     metric="val_loss", mode="min", members=(member,) * 2, alone=(0.5, 0.6),
+        ...     together=(0.5, 0.4),
+        ... )
+        >>> len(plot_ensemble(result).axes)
+        1
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    sizes = range(1, len(result.members) + 1)
+    axes.plot(sizes, result.together, "o-", label="the best so many, averaged")
+    axes.plot(sizes, result.alone, "x", color="0.5", label="each member alone")
+    for size, member, value in zip(sizes, result.members, result.alone, strict=True):
+        axes.annotate(
+            f"step {member.step}",
+            (size, value),
+            xytext=(5, 4),
+            textcoords="offset points",
+            fontsize="x-small",
+        )
+    axes.set(xlabel="members", ylabel=result.metric, xticks=list(sizes))
+    axes.legend(fontsize="small")
+    return figure
 
 
 def plot_overfit_batch(result: OverfitBatchResult) -> Figure:

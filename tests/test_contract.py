@@ -19,6 +19,7 @@ from lightning.pytorch.loggers import CSVLogger
 import lightning_tuning
 from lightning_tuning import (
     ActivationMonitor,
+    CheckpointEnsemble,
     CyclicalLR,
     EMAWeights,
     FilterMonitor,
@@ -57,6 +58,12 @@ CALLBACKS = [
         ActivationMonitor,
         {"layers": ["Linear", "net.*"], "bins": 16, "every_n_steps": 1},
         {"layers": "some", "gradients": "yes", "bins": 2, "every_n_steps": 0},
+        True,
+    ),
+    Entry(
+        CheckpointEnsemble,
+        {"k": 2, "dirpath": "ensemble", "judge": False},
+        {"collect": "some", "k": 0, "monitor": "", "mode": "least", "combine": "votes"},
         True,
     ),
     Entry(

@@ -209,7 +209,8 @@ def tags_of(callbacks):
 
 def test_the_page_about_tags_has_every_tag():
     page = (DOCS / "logged.md").read_text()
-    others = [lightning_tuning.CyclicalLR(), lightning_tuning.WarmupDecay()]
+    ensemble = lightning_tuning.CheckpointEnsemble(k=2)
+    others = [lightning_tuning.CyclicalLR(), lightning_tuning.WarmupDecay(), ensemble]
     runs = [lightning_tuning.recipe(checks=True), *([other] for other in others)]
     written = set().union(*map(tags_of, runs))
     known = re.findall(r"`([\w<>]+/[\w<>]+)`", page)

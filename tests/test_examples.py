@@ -97,3 +97,18 @@ def test_warmup_decay():
     short, longer = example("warmup_decay")["main"]()
     assert longer < short + 0.01
     assert max(short, longer) < 0.15
+
+
+def test_checkpoint_ensemble():
+    """Snapshots together have a lower loss than the best of them on data that nobody has seen."""
+    alone, together = example("checkpoint_ensemble")["main"]()
+    assert len(alone) == 6
+    assert together["test_loss"] < min(member["test_loss"] for member in alone)
+
+
+def test_ensemble_module(capsys):
+    """The ensemble is better than its members on average, and the same after a file."""
+    alone, together = example("ensemble_module")["main"]()
+    assert together < sum(alone) / len(alone)
+    told = capsys.readouterr().out.split("together: ")[1]
+    assert told.split(", loaded from one file: ")[1].strip() == told.split(",")[0]

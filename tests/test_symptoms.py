@@ -16,7 +16,7 @@ QUIET = {
     *("initial_loss", "gradient_checked", "gradient_not_checked", "batch_overfitted"),
     *("overfit_not_judged", "lr_suggested", "lr_curve_flat", "lr_curve_not_measured"),
     *("lr_curve_too_short", "batch_norm_recalibrated", "ema_not_both", "ema_not_judging"),
-    "metric_apart_from_loss",
+    *("metric_apart_from_loss", "ensemble_judged"),
 }
 
 

@@ -53,11 +53,6 @@ def checkpoint_weights(
     """
     choice("which", which, ("ema", "raw"))
     at_least("index", index, 0)
-    if pathlib.Path(path).is_dir():
-        raise ValueError(
-            f"path={os.fspath(path)!r} is a sharded checkpoint; make one file of it with"
-            " `python -m lightning.pytorch.utilities.consolidate_checkpoint`"
-        )
     checkpoint = _load(path, weights_only=weights_only)
     averaged = "current_model_state" in checkpoint
     raw = checkpoint["current_model_state"] if averaged else checkpoint["state_dict"]
@@ -75,7 +70,25 @@ def checkpoint_weights(
     return {**raw, **entries[index]["average"]}
 
 
+def saved_weights(path: str | os.PathLike[str], *, weights_only: bool = True) -> dict[str, Tensor]:
+    """Return the weights that a checkpoint was made for: averaged where there is an average.
+
+    Args:
+        path: The checkpoint, one file.
+        weights_only: Load tensors and plain values alone.
+
+    Raises:
+        ValueError: See :func:`checkpoint_weights`.
+    """
+    return dict(_load(path, weights_only=weights_only)["state_dict"])
+
+
 def _load(path: str | os.PathLike[str], *, weights_only: bool) -> dict[str, Any]:
+    if pathlib.Path(path).is_dir():
+        raise ValueError(
+            f"path={os.fspath(path)!r} is a sharded checkpoint; make one file of it with"
+            " `python -m lightning.pytorch.utilities.consolidate_checkpoint`"
+        )
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=weights_only)
     except pickle.UnpicklingError as error:

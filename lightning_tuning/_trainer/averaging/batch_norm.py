@@ -113,7 +113,7 @@ def _forward_pass(box: Sandbox, averages: list[_Average]) -> int:
     """Run the module's step on the batches of one pass; return their number."""
     trainer = box.trainer
     weights = TensorState(box.module.parameters())
-    _count_as_in_the_last_epoch(trainer)
+    count_as_in_the_last_epoch(trainer)
     call._call_lightning_module_hook(trainer, "on_train_epoch_start")
     silence(box.module)
     limit = BATCHES_WITHOUT_END if trainer.num_training_batches == float("inf") else None
@@ -133,7 +133,7 @@ def _reset(averages: list[_Average]) -> None:
         average.layer.reset_running_stats()
 
 
-def _count_as_in_the_last_epoch(trainer: Trainer) -> None:
+def count_as_in_the_last_epoch(trainer: Trainer) -> None:
     """Undo the last count: a module may look up something that it has for each of its epochs."""
     progress = copy.deepcopy(trainer.fit_loop.epoch_progress)
     progress.current.completed = max(0, progress.current.completed - 1)

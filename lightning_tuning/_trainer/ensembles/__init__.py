@@ -1,0 +1,1 @@
+"""Running several sets of weights of one module."""

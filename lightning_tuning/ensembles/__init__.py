@@ -1,0 +1,1 @@
+"""Ensembles that a Trainer evaluates like any module."""

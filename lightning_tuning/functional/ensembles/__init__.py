@@ -1,0 +1,1 @@
+"""Several models as one: how outputs and weights are averaged, and what that gains."""
