@@ -35,6 +35,11 @@ CODES: frozenset[str] = frozenset(
         # ensembles
         "ensemble_judged",
         "ensemble_no_gain",
+        # the search
+        "search_winner",
+        "search_tie",
+        "best_at_border",
+        "search_trials_failed",
         # losses and outputs
         "initial_loss",
         "loss_not_at_chance",

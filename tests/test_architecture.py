@@ -10,7 +10,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # the floor of each place; a file imports from lower floors, or from its own folder
 FLOORS = {"findings": 0, "functional": 0, "plots": 1, "_trainer": 1, "callbacks": 2}
-FLOORS |= {"workflow": 3, "ensembles": 3, "cli_errors": 4, "cli": 5, "": 4}
+FLOORS |= {"workflow": 3, "ensembles": 3, "search": 3, "cli_errors": 4, "cli": 5, "": 4}
 HEAVY = {"matplotlib": {"plots"}, "optuna": {"search"}}
 
 

@@ -112,3 +112,13 @@ def test_ensemble_module(capsys):
     assert together < sum(alone) / len(alone)
     told = capsys.readouterr().out.split("together: ")[1]
     assert told.split(", loaded from one file: ")[1].strip() == told.split(",")[0]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_search(tmp_path):
+    """Each stage nears the best, and the winner's fits together classify most digits."""
+    result, found = example("search")["main"]()
+    widths = [stage.space["lr"].high / stage.space["lr"].low for stage in result.stages]
+    assert widths[1] < widths[0]
+    assert found["test_accuracy"] > 0.95
+    assert (tmp_path / "search" / "search.yaml").read_text() == result.to_yaml()

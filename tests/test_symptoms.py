@@ -16,7 +16,7 @@ QUIET = {
     *("initial_loss", "gradient_checked", "gradient_not_checked", "batch_overfitted"),
     *("overfit_not_judged", "lr_suggested", "lr_curve_flat", "lr_curve_not_measured"),
     *("lr_curve_too_short", "batch_norm_recalibrated", "ema_not_both", "ema_not_judging"),
-    *("metric_apart_from_loss", "ensemble_judged"),
+    *("metric_apart_from_loss", "ensemble_judged", "search_winner"),
 }
 
 
@@ -38,7 +38,7 @@ def test_those_that_are_not_explained_never_speak():
 
 
 def test_each_explanation_says_who_finds_it():
-    checks = [name for name in lightning_tuning.__all__ if name[0].isupper()]
+    checks = ["search", *(name for name in lightning_tuning.__all__ if name[0].isupper())]
     for code, text in known_symptoms().items():
         assert len(text) > 60, code
         assert any(f"{name}" in text.rpartition("*")[0] for name in checks), code

@@ -1,0 +1,62 @@
+"""Reporting a trial's metric, and ending it early, on all ranks alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lightning_tuning._trainer.validated_metric import validated_metric
+
+Ended = Literal["", "pruned", "diverged"]
+
+
+class TrialPruning(Callback):
+    """Reports a metric after each validation, and stops the fit where that is told to.
+
+    A metric that is no finite number ends the trial: it has diverged.
+
+    Args:
+        monitor: The metric, as the module logs it.
+        mode: Which values are better.
+        report: Takes the metric and the epoch on rank zero; returns whether to stop.
+
+    Attributes:
+        ended: Why the fit was stopped; empty if it was not.
+        curve: The metric after each validation.
+    """
+
+    def __init__(
+        self, monitor: str, mode: Literal["min", "max"], report: Callable[[float, int], bool]
+    ) -> None:
+        self._monitor = monitor
+        self._mode = mode
+        self._report = report
+        self.ended: Ended = ""
+        self.curve: list[float] = []
+
+    @property
+    def best(self) -> float | None:
+        """The best value; None before the first, or where none was finite."""
+        finite = [value for value in self.curve if math.isfinite(value)]
+        if not finite:
+            return None
+        return min(finite) if self._mode == "min" else max(finite)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Report; rank zero decides for all."""
+        if trainer.sanity_checking:
+            return
+        value = validated_metric(trainer, self._monitor, name="search(monitor=...)")
+        self.curve.append(value)
+        if not math.isfinite(value):
+            self.ended = "diverged"
+        else:
+            stop = trainer.is_global_zero and self._report(value, trainer.current_epoch)
+            self.ended = "pruned" if trainer.strategy.broadcast(stop) else ""
+        if self.ended:
+            trainer.should_stop = True
+            # a smallest number of epochs is for fits that are to end well
+            trainer.fit_loop.min_epochs = None

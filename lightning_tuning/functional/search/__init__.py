@@ -1,0 +1,1 @@
+"""Ranges of hyperparameters, how they are narrowed and widened, and who wins."""

@@ -1,0 +1,66 @@
+"""Trials of a study as records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
+
+from lightning_tuning.functional.search.search_result import TrialRecord, TrialState
+from lightning_tuning.search.workers import KIND, SURPLUS
+
+if TYPE_CHECKING:
+    from optuna.study import Study
+    from optuna.trial import FrozenTrial
+
+_FEW = 8
+"""Importances of fewer trials mean nothing."""
+
+
+def recorded(study: Study) -> tuple[TrialRecord, ...]:
+    """Return all trials that were run, in the order of their numbers."""
+    from optuna.trial import TrialState as State
+
+    trials = study.get_trials(deepcopy=False)
+    run = [t for t in trials if t.state not in (State.WAITING, State.RUNNING)]
+    return tuple(_record(t) for t in run if t.user_attrs.get(KIND) != SURPLUS)
+
+
+def ranked(trials: Sequence[TrialRecord], mode: Literal["min", "max"]) -> list[TrialRecord]:
+    """Return the trials that came to their end, best first."""
+    sign = 1 if mode == "min" else -1
+    whole = [trial for trial in trials if trial.state == "complete" and trial.value is not None]
+    return sorted(whole, key=lambda trial: (sign * (trial.value or 0.0), trial.number))
+
+
+def importances(study: Study) -> Mapping[str, float]:
+    """Return the share of each hyperparameter in how much the metric varies, by PED-ANOVA."""
+    import optuna
+    from optuna.trial import TrialState as State
+
+    whole = study.get_trials(deepcopy=False, states=(State.COMPLETE,))
+    if len(whole) < _FEW or len({trial.value for trial in whole}) < 2:
+        return {}
+    evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+    return dict(optuna.importance.get_param_importances(study, evaluator=evaluator))
+
+
+def _record(trial: FrozenTrial) -> TrialRecord:
+    from optuna.trial import TrialState as State
+
+    told = trial.user_attrs
+    states: dict[State, TrialState] = {State.COMPLETE: "complete", State.PRUNED: "pruned"}
+    state = states.get(trial.state, told.get(KIND, "lost"))
+    value = trial.value
+    if value is None and trial.state == State.PRUNED and trial.intermediate_values:
+        value = list(trial.intermediate_values.values())[-1]
+    return TrialRecord(
+        number=trial.number,
+        params=told.get("params", trial.params),
+        value=value,
+        state=state,
+        curve=tuple(told.get("curve", ())),
+        seed=told.get("seed", 0),
+        checkpoint=told.get("checkpoint", ""),
+        error=told.get("error", ""),
+        seconds=told.get("seconds", 0.0),
+    )
