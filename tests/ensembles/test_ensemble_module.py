@@ -251,3 +251,21 @@ def test_64_bit_and_bfloat16():
         trainer = Trainer(**QUIET, precision=precision)
         [found] = trainer.validate(EnsembleModule(Classifier(), members), data, verbose=False)
         assert found["val_loss"] == pytest.approx(single, rel=tolerance)
+
+
+def test_independent_labels_are_judged_by_the_mean_of_their_probabilities():
+    class Labels(Classifier):
+        def validation_step(self, batch, batch_idx):
+            outputs, targets = self(batch[0]), nn.functional.one_hot(batch[1], 3).float()
+            self.log("val_loss", nn.functional.binary_cross_entropy_with_logits(outputs, targets))
+
+    members = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        members.append(Labels())
+        nn.init.normal_(members[-1].net[2].weight)
+    x, y = batches(loader(40))
+    mean = torch.stack([member(x).sigmoid() for member in members]).mean(0)
+    expected = nn.functional.binary_cross_entropy(mean, nn.functional.one_hot(y, 3).float())
+    found = validated(EnsembleModule(Labels(), members, combine="binary_probabilities"))
+    assert found["val_loss"] == pytest.approx(expected.item(), rel=1e-5)
