@@ -31,7 +31,7 @@ def ema_picture() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         finals = [ema.fit(seed) for seed in range(1, 6)]
-        for events in pathlib.Path(folder).rglob("events*"):
+        for events in sorted({file.parent for file in pathlib.Path(folder).rglob("events*")}):
             for panel, tag in zip(axes, ("val_loss", "val_accuracy"), strict=True):
                 for raw in (True, False):
                     epochs, values = logged(events, tag + "_raw" * raw)
