@@ -96,15 +96,19 @@ def _setting_label(sweep: LRSweep) -> str:
 
 
 def _draw_suggestions(axes: Axes, result: LRRangeResult) -> None:
+    named = False
     for index, (name, rate) in enumerate(sorted(result.suggestions.items())):
         if name != result.suggested_by:
-            axes.axvline(rate, color="0.5", linestyle=":", linewidth=1)
+            label = None if named else "other rules"
+            axes.axvline(rate, color="0.5", linestyle=":", linewidth=1, label=label)
+            named = True
             height = 0.02 + 0.06 * (index % 4)
             axes.text(rate, height, name, transform=axes.get_xaxis_transform(), fontsize="x-small")
     if result.suggestion is not None:
         label = f"{result.suggested_by}: {result.suggestion:.2e}"
         axes.axvline(result.suggestion, color="C3", linewidth=2, label=label)
-        axes.axvspan(*result.uncertainty[result.suggested_by], color="C3", alpha=0.12)
+        interval = result.uncertainty[result.suggested_by]
+        axes.axvspan(*interval, color="C3", alpha=0.12, label="cannot be told apart")
 
 
 def _draw_trials(axes: Axes, result: LRRangeResult) -> None:
@@ -207,9 +211,14 @@ def plot_overfit_batch(result: OverfitBatchResult) -> Figure:
     for level, name in ((result.chance, "chance"), (result.floor, "floor")):
         if level is not None:
             axes.axhline(level, color="0.3", linestyle=":", linewidth=1)
-            axes.text(0, level, name, fontsize="x-small")
+            # at the right, where the curve has left it
+            place = axes.get_yaxis_transform()
+            axes.text(0.99, level, name, fontsize="x-small", transform=place, ha="right")
     top = max((x for x in (result.start, result.chance) if x is not None and x > 0), default=1.0)
     axes.set_yscale("symlog", linthresh=max(1e-3 * top, 1e-12))
+    losses = [loss for run in result.runs for loss in run.losses if math.isfinite(loss)]
+    if min(losses, default=0.0) >= 0:
+        axes.set_ylim(bottom=0.0)
     done = "learnt by heart" if result.overfitted else f"{result.share:.0%} of the way done"
     axes.set(xlabel="step", ylabel="training loss", title=f"A tiny batch, over and over: {done}")
     axes.legend(fontsize="small", loc="best")
