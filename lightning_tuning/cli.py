@@ -253,7 +253,11 @@ def _schedule(rest: list[str]) -> int:
     parser.add_argument("--output", default="schedule.png", help="The file to draw into.")
     found = parser.instantiate_classes(parser.parse_args(rest))
     output = found.pop("output")
-    plot_schedule(_SCHEDULES[kind](**found.as_dict())).savefig(output, dpi=120)
+    figure = plot_schedule(_SCHEDULES[kind](**found.as_dict()))
+    try:
+        figure.savefig(output, dpi=120)
+    except OSError as error:
+        _stop(f"--output: {error}")
     _print(output)
     return FINE
 

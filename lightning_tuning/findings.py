@@ -38,6 +38,7 @@ CODES: frozenset[str] = frozenset(
         # the search
         "search_winner",
         "search_tie",
+        "search_passed_better",
         "best_at_border",
         "search_trials_failed",
         # losses and outputs

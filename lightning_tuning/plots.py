@@ -32,14 +32,16 @@ def plot_schedule(schedule: Schedule) -> Figure:
     from matplotlib.figure import Figure
 
     curve = schedule.curve()
-    figure = Figure(figsize=(9, 3.2), layout="constrained")
-    lr_axes, momentum_axes = figure.subplots(1, 2, sharex=True)
+    panels = 1 + any(schedule.cycle_momentum)
+    figure = Figure(figsize=(4.5 * panels, 3.2), layout="constrained")
+    lr_axes, *others = figure.subplots(1, panels, sharex=True, squeeze=False)[0]
     for index, (lr, momentum) in enumerate(zip(curve["lr"], curve["momentum"], strict=True)):
         lr_axes.plot(curve["step"], lr, label=f"group {index}")
-        if momentum:
-            momentum_axes.plot(curve["step"], momentum, label=f"group {index}")
+        for axes in others if momentum else []:
+            axes.plot(curve["step"], momentum, label=f"group {index}")
     lr_axes.set(xlabel="step", ylabel="learning rate")
-    momentum_axes.set(xlabel="step", ylabel="momentum (beta1)")
+    for axes in others:
+        axes.set(xlabel="step", ylabel="momentum (beta1)")
     if len(schedule.max_lr) > 1:
         lr_axes.legend()
     return figure

@@ -97,6 +97,7 @@ class Plan(Generic[S]):
         wants_momentum: Whether momentum was to be set.
         before: The schedule that the checkpoint's fit followed, if it had another length.
         state: What a resumed fit needs besides steps, length and highest rates.
+        doubt: Why the schedule can hardly be meant; empty where it can.
     """
 
     schedule: S
@@ -105,6 +106,7 @@ class Plan(Generic[S]):
     wants_momentum: bool
     before: S | None = None
     state: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    doubt: str = ""
 
 
 class ScheduleRun(Generic[S]):
@@ -203,6 +205,7 @@ class ScheduleRun(Generic[S]):
             step=max(steps),
             before=plan.before,
             wants_momentum=plan.wants_momentum,
+            doubt=plan.doubt,
         )
         self.findings += beginning_findings(self.result, beginning)
         report(trainer, self.findings)

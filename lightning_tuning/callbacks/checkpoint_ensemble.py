@@ -32,6 +32,7 @@ from lightning_tuning.functional.ensembles.ensemble_result import (
     ensemble_findings,
     not_judged,
 )
+from lightning_tuning.functional.metric_mode import mode_of
 
 
 class CheckpointEnsemble(Callback):
@@ -49,7 +50,8 @@ class CheckpointEnsemble(Callback):
             ``OneCycle``.
         k: The most members.
         monitor: The metric by which members are chosen, and by which the ensemble is judged.
-        mode: Whether it improves downwards (``"min"``) or upwards (``"max"``).
+        mode: Whether it improves downwards (``"min"``) or upwards (``"max"``); None takes what its
+            name tells.
         combine: What the outputs are; see :class:`~lightning_tuning.EnsembleModule`.
         class_dim: Dimension of the classes in the output of one member.
         output_of: The part of the module whose output is averaged, if it is neither the module
@@ -75,7 +77,7 @@ class CheckpointEnsemble(Callback):
         collect: Literal["best", "last", "cycles"] = "best",
         k: int = 5,
         monitor: str = "val_loss",
-        mode: Literal["min", "max"] = "min",
+        mode: Literal["min", "max"] | None = None,
         combine: Combine | dict[str, Combine] = "probabilities",
         class_dim: int = 1,
         output_of: str | None = None,
@@ -84,7 +86,7 @@ class CheckpointEnsemble(Callback):
     ) -> None:
         choice("collect", collect, ("best", "last", "cycles"))
         at_least("k", k, 1)
-        choice("mode", mode, ("min", "max"))
+        mode_of(monitor, mode)
         for kind in combine.values() if isinstance(combine, Mapping) else [combine]:
             choice("combine", kind, COMBINES)
         if not monitor:
@@ -92,7 +94,7 @@ class CheckpointEnsemble(Callback):
         self.collect = collect
         self.k = k
         self.monitor = monitor
-        self.mode: Literal["min", "max"] = mode
+        self.mode: Literal["min", "max"] | None = mode
         self.combine: Combine | dict[str, Combine] = combine
         self.class_dim = class_dim
         self.output_of = output_of
@@ -138,7 +140,7 @@ class CheckpointEnsemble(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin, with the members of a resumed fit that are still there."""
-        by = self.mode if self.collect == "best" else None
+        by = mode_of(self.monitor, self.mode) if self.collect == "best" else None
         self._files = MemberFiles(folder_of(trainer, self.dirpath, self.collect), self.k, by)
         self._files.members = [m for m in self._members if pathlib.Path(m.path).exists()]
 
@@ -180,7 +182,7 @@ class CheckpointEnsemble(Callback):
                     pl_module,
                     self.members,
                     metric=self.monitor,
-                    mode=self.mode,
+                    mode=mode_of(self.monitor, self.mode),
                     combine=self.combine,
                     class_dim=self.class_dim,
                     output_of=self.output_of,

@@ -215,6 +215,7 @@ class CyclicalLR(Callback):
             f"lr={max(high):.3g}, {start.total_steps / cycle:.3g} of them",
             source=source,
             wants_momentum=self.cycle_momentum,
+            doubt=_doubt(schedule),
             state={"base_lr": list(schedule.base_lr), "cycle_steps": cycle},
         )
 
@@ -248,3 +249,12 @@ class CyclicalLR(Callback):
             return max(self.cycle_epochs * epoch, 1.0)
         saved: float | None = start.restored.get("cycle_steps")
         return max(start.total_steps / _CYCLES, 1.0) if saved is None else saved
+
+
+def _doubt(schedule: CyclicalSchedule) -> str:
+    if schedule.cycle_steps <= schedule.total_steps:
+        return ""
+    return (
+        f"The fit of {schedule.total_steps} steps ends before its first cycle of"
+        f" {schedule.cycle_steps:g} does, with the rate above its lower bound."
+    )

@@ -12,7 +12,8 @@ from lightning_tuning._trainer.schedule import drop_state
 from lightning_tuning._trainer.schedule_run import Plan, ScheduleRun, Start
 from lightning_tuning._trainer.validated_metric import validated_metric
 from lightning_tuning.findings import Finding
-from lightning_tuning.functional.checks import at_least, choice, fraction, is_number, steps
+from lightning_tuning.functional.checks import at_least, fraction, is_number, steps
+from lightning_tuning.functional.metric_mode import mode_of
 from lightning_tuning.functional.schedules.plateau import Plateau
 from lightning_tuning.functional.schedules.warmup_decay import (
     Decay,
@@ -57,7 +58,8 @@ class WarmupDecay(Callback):
         cycles: Cycles of the way down; each but the last is followed by a restart at the peak.
         cycle_mult: Length of each cycle divided by that of the one before.
         monitor: The metric of ``"plateau"``, as the module logs it.
-        mode: Whether it improves downwards (``"min"``) or upwards (``"max"``).
+        mode: Whether it improves downwards (``"min"``) or upwards (``"max"``); ``None`` takes what
+            its name tells.
         patience: Validations without an improvement that ``"plateau"`` waits for.
         threshold: By what share of the best value a better one must be better.
         cooldown: Validations after a reduction that don't count.
@@ -98,7 +100,7 @@ class WarmupDecay(Callback):
         cycles: int = 1,
         cycle_mult: float = 1.0,
         monitor: str = "val_loss",
-        mode: Literal["min", "max"] = "min",
+        mode: Literal["min", "max"] | None = None,
         patience: int = 5,
         threshold: float = 1e-4,
         cooldown: int = 0,
@@ -110,7 +112,7 @@ class WarmupDecay(Callback):
         if total_steps is not None:
             steps("total_steps", total_steps)
         fraction("warmup_fraction", warmup_fraction)
-        choice("mode", mode, ("min", "max"))
+        mode_of(monitor, mode)
         at_least("patience", patience, 0)
         at_least("cooldown", cooldown, 0)
         if not is_number(threshold) or not 0 <= threshold < 1:
@@ -129,7 +131,7 @@ class WarmupDecay(Callback):
         self.cycles = cycles
         self.cycle_mult = cycle_mult
         self.monitor = monitor
-        self.mode: Literal["min", "max"] = mode
+        self.mode: Literal["min", "max"] | None = mode
         self.patience = patience
         self.threshold = threshold
         self.cooldown = cooldown
@@ -236,7 +238,7 @@ class WarmupDecay(Callback):
 
     def _new_plateau(self) -> Plateau:
         return Plateau(
-            mode=self.mode,
+            mode=mode_of(self.monitor, self.mode),
             patience=self.patience,
             threshold=self.threshold,
             cooldown=self.cooldown,
@@ -258,11 +260,12 @@ class WarmupDecay(Callback):
         before = start.length_before
         return Plan(
             schedule=schedule,
-            described=f"{_described(schedule)} with its peak at lr={max(peaks):.3g}",
+            described=f"{self._described(schedule)} with its peak at lr={max(peaks):.3g}",
             source=source,
             wants_momentum=self.start_momentum is not None,
             before=None if before is None else self._schedule(before, peaks, momentum=momentum),
             state=state,
+            doubt=self._doubt(schedule),
         )
 
     def _schedule(
@@ -290,11 +293,25 @@ class WarmupDecay(Callback):
             set_momentum=momentum,
         )
 
+    def _described(self, schedule: WarmupDecaySchedule) -> str:
+        steps, how = schedule.warmup_steps, ""
+        warmup = f"A {schedule.warmup} warm-up of {steps} steps" if steps else "No warm-up"
+        if schedule.cycles > 1:
+            how = f" in {schedule.cycles} cycles"
+        if schedule.decay_fraction < 1:
+            how += f" in the last {schedule.decay_fraction:.3g} of it"
+        if schedule.decay == "step":
+            how = f" by {schedule.factor:g} at {', '.join(f'{m:g}' for m in schedule.milestones)}"
+        if schedule.decay == "plateau":
+            how = f" by {schedule.factor:g} when {self.monitor} rests for {self.patience}"
+        return f"{warmup} and {schedule.decay} decay over {schedule.total_steps} steps{how}"
 
-def _described(schedule: WarmupDecaySchedule) -> str:
-    warmup = (
-        f"A {schedule.warmup} warm-up of {schedule.warmup_steps} steps"
-        if schedule.warmup_steps
-        else "No warm-up"
-    )
-    return f"{warmup} and {schedule.decay} decay over {schedule.total_steps} steps"
+    def _doubt(self, schedule: WarmupDecaySchedule) -> str:
+        total = schedule.total_steps
+        # where the fit has no known end, that of the warm-up stands for it
+        if schedule.warmup_steps < total or schedule.decay in _WITHOUT_END or total == 1:
+            return ""
+        return (
+            f"The warm-up of {schedule.warmup_steps} steps is as long as the schedule of {total}:"
+            " the peak is never reached."
+        )

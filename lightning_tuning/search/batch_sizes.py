@@ -16,6 +16,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning_tuning._trainer.time_to_target import TimeToTarget
 from lightning_tuning.callbacks.lr_range_test import lr_range_test
 from lightning_tuning.functional import checks
+from lightning_tuning.functional.metric_mode import mode_of
 from lightning_tuning.search.trial_run import MakeData, MakeModel, data_arguments
 
 _DOUBLINGS = 24
@@ -80,7 +81,7 @@ def batch_sizes(
     *,
     target: float,
     monitor: str = "val_loss",
-    mode: Literal["min", "max"] = "min",
+    mode: Literal["min", "max"] | None = None,
     sizes: Sequence[int] | None = None,
     lr: str | None = None,
     max_epochs: int = 100,
@@ -99,7 +100,8 @@ def batch_sizes(
         make_data: Makes its data; called with ``batch_size``.
         target: The value of the metric that is to be reached.
         monitor: The metric, as the module logs it in validation.
-        mode: Whether it improves downwards (``"min"``) or upwards (``"max"``).
+        mode: Whether it improves downwards (``"min"``) or upwards (``"max"``); None takes what its
+            name tells.
         sizes: The sizes to try; None for those above.
         lr: The name of the learning rate, to be found by a range test for each size; None leaves
             the module's own.
@@ -111,7 +113,7 @@ def batch_sizes(
         ValueError: An argument is out of its range.
         RuntimeError: Not even the smallest size fits.
     """
-    checks.choice("mode", mode, ("min", "max"))
+    mode = mode_of(monitor, mode)
     checks.at_least("max_epochs", max_epochs, 1)
     if sizes is not None and (not sizes or min(sizes) < 1):
         raise ValueError(f"sizes={sizes!r} must be one or more whole numbers, none below 1")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import pathlib
 import warnings
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,6 +16,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_tuning._trainer.ranks import Ranks
 from lightning_tuning.functional import checks
+from lightning_tuning.functional.metric_mode import mode_of
 from lightning_tuning.functional.search.finalists import rank
 from lightning_tuning.functional.search.narrow import Params, borders, narrowed
 from lightning_tuning.functional.search.ranges import (
@@ -32,6 +35,7 @@ from lightning_tuning.search.optuna_bridge import (
     storage_of,
     study_of,
 )
+from lightning_tuning.search.progress import progress_line, quiet_lightning
 from lightning_tuning.search.records import importances, ranked, recorded
 from lightning_tuning.search.search_findings import search_findings
 from lightning_tuning.search.stage import DEFAULT_STAGES, Stage
@@ -51,7 +55,7 @@ if TYPE_CHECKING:
     from optuna.study import Study
     from optuna.trial import Trial
 
-_SPACE = "space"
+_SPACE, _ASKED = "space", "asked"
 
 
 def coarse_to_fine(
@@ -61,7 +65,7 @@ def coarse_to_fine(
     stages: Sequence[Stage] = DEFAULT_STAGES,
     *,
     monitor: str = "val_loss",
-    mode: Literal["min", "max"] = "min",
+    mode: Literal["min", "max"] | None = None,
     trainer: Mapping[str, Any] | None = None,
     callbacks: Callable[[], list[Callback]] | None = None,
     finalists: int = 3,
@@ -94,7 +98,8 @@ def coarse_to_fine(
             and what spans a factor of 50; a list of choices; or ranges of this package.
         stages: How many trials, how long, with which sampler.
         monitor: The metric, as the module logs it in validation.
-        mode: Whether it improves downwards (``"min"``) or upwards (``"max"``).
+        mode: Whether it improves downwards (``"min"``) or upwards (``"max"``); None takes what its
+            name tells.
         trainer: Arguments of each ``Trainer``.
         callbacks: Makes more callbacks for each trial.
         finalists: So many candidates of the last stage are trained again.
@@ -121,7 +126,7 @@ def coarse_to_fine(
         RuntimeError: No trial of a stage came to an end that can be compared.
     """
     need_optuna()
-    checks.choice("mode", mode, ("min", "max"))
+    mode = mode_of(monitor, mode)
     checks.at_least("finalists", finalists, 1)
     checks.at_least("repeats", repeats, 1)
     checks.at_least("widenings", widenings, 0)
@@ -205,11 +210,12 @@ class _Search:
     ) -> list[StageResult]:
         """Run all stages, and the last one again where its best lies on a border."""
         results: list[StageResult] = []
+        best: list[TrialRecord] = []
         line = list(stages)
         while line:
             stage, number = line.pop(0), len(results) + 1
-            study = self._study(f"stage-{number}", stage)
-            space = self._space(study, space, range_test if number == 1 else None)
+            study = self._study(f"stage-{number}", stage, space if number == 1 else None)
+            space = self._space(study, space, range_test if number == 1 else None, best)
             trials = self._run(study, f"stage-{number}", stage, space)
             best = ranked(trials, self.program.mode)
             if not best:
@@ -237,9 +243,10 @@ class _Search:
         again = dataclasses.replace(
             stage, trials=len(candidates) * repeats, sampler="random", prune=False
         )
-        study = self._study("final", again)
+        part = f"final-{finalists}x{repeats}"
+        study = self._study(part, again, None)
         fixed = [params for params in candidates for _ in range(repeats)]
-        trials = self._run(study, "final", again, {}, fixed=fixed)
+        trials = self._run(study, part, again, {}, fixed=fixed)
         groups = [
             [t for t in trials if dict(t.params) == dict(params) and t.value is not None]
             for params in candidates
@@ -251,9 +258,9 @@ class _Search:
         winner = alive[ranking.order[0]]
         stages = (*results, StageResult(space=results[-1].space, trials=trials, importances={}))
         findings = search_findings(
-            stages[:-1],
-            best=candidates[winner],
+            stages,
             ranking=ranking,
+            scores=[t.value or 0.0 for t in groups[winner]],
             repeats=repeats,
             mode=self.program.mode,
             monitor=self.program.monitor,
@@ -269,14 +276,45 @@ class _Search:
             arguments=self.program.arguments,
         )
 
-    def _study(self, part: str, stage: Stage) -> Study | None:
+    def _study(self, part: str, stage: Stage, space: Space | None) -> Study | None:
+        """Return the study of a stage.
+
+        Raises:
+            ValueError: There is one of another search.
+        """
         if self._store is None:
             return None
         mode = self.program.mode
-        return study_of(self._store, f"{self.name}/{part}", mode=mode, prune=stage.prune)
+        study = study_of(self._store, f"{self.name}/{part}", mode=mode, prune=stage.prune)
+        asked: dict[str, Any] = {
+            "monitor": self.program.monitor,
+            "mode": mode,
+            "stage": dataclasses.asdict(stage),
+        }
+        asked |= {"seed": self.seed, "space": None if space is None else to_json(space)}
+        # as it comes back from a storage
+        asked = json.loads(json.dumps(asked))
+        known = study.user_attrs.get(_ASKED, asked)
+        other = [key for key in asked if known.get(key) != asked[key]]
+        if other:
+            raise ValueError(
+                f"name={self.name!r}: the storage has a search of that name with another"
+                f" {' and '.join(other)} (in {part}); take another name, or another folder"
+            )
+        study.set_user_attr(_ASKED, asked)
+        return study
 
-    def _space(self, study: Study | None, space: Space, range_test: str | None) -> Space:
-        """Return the ranges of a stage: those that a worker has noted, else these."""
+    def _space(
+        self,
+        study: Study | None,
+        space: Space,
+        range_test: str | None,
+        before: Sequence[TrialRecord],
+    ) -> Space:
+        """Return the ranges of a stage: those that a worker has noted, else these.
+
+        The best trial of the stage before is the first of this one, so that it is not lost.
+        """
         known = None if study is None else study.user_attrs.get(_SPACE)
         known = self.ranks.agreed(known)
         if known is not None:
@@ -285,14 +323,20 @@ class _Search:
             space = range_of_rates(self.program, space, range_test, seed=self.seed)
         if study is not None:
             study.set_user_attr(_SPACE, to_json(space))
+            if before:
+                study.enqueue_trial(dict(before[0].params), skip_if_exists=True)
         return from_json(self.ranks.agreed(to_json(space)))
 
     def _sampler(self, study: Study, stage: Stage, space: Space) -> BaseSampler:
         """Return a sampler that goes on where all workers together are."""
         # a grid and Sobol's sequence keep their place in the study
         shared = stage.sampler in ("sobol", "grid")
-        seed = self.seed if shared else self.seed + len(study.get_trials(deepcopy=False))
-        return sampler(stage.sampler, space, stage.trials, seed)
+        count = 0 if shared else len(study.get_trials(deepcopy=False))
+        return sampler(stage.sampler, space, stage.trials, self._seed(study.study_name, count))
+
+    def _seed(self, *names: str | int) -> int:
+        """Return a number of its own for each place that draws something."""
+        return zlib.crc32(repr((self.seed, *names)).encode()) % 2**31
 
     def _importances(self, study: Study | None) -> Mapping[str, float]:
         found: Mapping[str, float] = self.ranks.agreed(
@@ -323,11 +367,15 @@ class _Search:
             if workers is not None and trial is not None:
                 slot = workers.slot(trial)
                 params = fixed[slot] if fixed else trial.params
-                job = _Job(params=params, number=trial.number, seed=self.seed + slot, part=part)
+                seed = self._seed(part, "weights", slot)
+                job = _Job(params=params, number=trial.number, seed=seed, part=part)
             job = self.ranks.agreed(job)
             if job is None:
                 break
-            self._try(workers, trial, job, stage)
+            with quiet_lightning():
+                self._try(workers, trial, job, stage)
+            if study is not None:
+                rank_zero_info(progress_line(study, job.part, job.number, stage.trials))
         trials = () if study is None else recorded(study)
         return tuple(self.ranks.agreed(trials))
 
@@ -349,7 +397,7 @@ class _Search:
                 job.params,
                 epochs=stage.epochs,
                 seed=job.seed,
-                folder=self.folder / job.part,
+                folder=self.folder / self.name / job.part,
                 name=f"trial-{job.number:04d}",
                 report=report,
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pathlib
+import time
 import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from optuna.study import Study
 
 JOURNAL = "journal:"
+_TRIES = 4
 
 
 def need_optuna() -> None:
@@ -76,7 +78,13 @@ def sampler(name: SamplerName, space: Space, trials: int, seed: int) -> BaseSamp
         if name == "grid":
             return optuna.samplers.GridSampler(grid(space, trials), seed=seed)
         # several workers must not all try what the model likes best just now
-        return optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
+        return optuna.samplers.TPESampler(
+            # its default of 10 would make a short stage a random one
+            n_startup_trials=min(10, max(3, trials // 4)),
+            seed=seed,
+            multivariate=True,
+            constant_liar=True,
+        )
 
 
 def grid(space: Space, trials: int) -> Mapping[str, list[Any]]:
@@ -123,7 +131,22 @@ def storage_of(storage: str | BaseStorage | None, folder: pathlib.Path) -> BaseS
         path = pathlib.Path(storage.removeprefix(JOURNAL))
         path.parent.mkdir(parents=True, exist_ok=True)
         return optuna.storages.JournalStorage(JournalFileBackend(str(path)))
-    return optuna.storages.RDBStorage(storage)
+    return _database(storage)
+
+
+def _database(address: str) -> BaseStorage:
+    """Return a database; workers that meet an empty one make its tables at the same moment."""
+    import optuna
+    from sqlalchemy.exc import DBAPIError
+
+    for attempt in range(_TRIES):
+        try:
+            return optuna.storages.RDBStorage(address)
+        except DBAPIError:  # noqa: PERF203
+            if attempt == _TRIES - 1:
+                raise
+            time.sleep(0.5 * (attempt + 1))
+    raise AssertionError
 
 
 def study_of(

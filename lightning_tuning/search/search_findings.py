@@ -7,7 +7,7 @@ from typing import Literal
 
 from lightning_tuning.findings import Finding, Scalar
 from lightning_tuning.functional.search.finalists import Ranking
-from lightning_tuning.functional.search.narrow import Params, borders
+from lightning_tuning.functional.search.narrow import borders
 from lightning_tuning.functional.search.search_result import StageResult
 from lightning_tuning.search.records import ranked
 
@@ -18,8 +18,8 @@ _MANY = 0.5
 def search_findings(
     stages: Sequence[StageResult],
     *,
-    best: Params,
     ranking: Ranking,
+    scores: Sequence[float],
     repeats: int,
     mode: Literal["min", "max"],
     monitor: str,
@@ -27,16 +27,17 @@ def search_findings(
     """Return findings about borders, seeds, and trials that came to nothing.
 
     Args:
-        stages: The stages, without the repetitions of the last candidates.
-        best: The winner's hyperparameters.
+        stages: The stages, the repetitions of the last candidates as the last one.
         ranking: The last candidates over seeds.
+        scores: The winner's metric with each seed.
         repeats: So many seeds each.
         mode: Which values are better.
         monitor: The metric.
     """
     return (
         _winner(ranking, repeats, monitor),
-        *_borders(stages, best, mode),
+        *_lost_on_the_way(stages[:-1], scores, mode, monitor),
+        *_borders(stages[:-1], mode),
         *_losses(stages),
     )
 
@@ -47,8 +48,10 @@ def _winner(ranking: Ranking, repeats: int, monitor: str) -> Finding:
     if repeats > 1:
         told += f" (deviation {ranking.deviations[first]:.2g} over {repeats} seeds)"
     numbers: dict[str, Scalar] = {"value": ranking.means[first], "tied": len(ranking.tied)}
+    others = len(ranking.order) - 1
+    if not others:
+        return _finding("pass", "search_winner", f"{told}; it was the only candidate.", numbers)
     if not ranking.tied:
-        others = len(ranking.order) - 1
         text = f"{told}, and is better than {others} other candidates beyond the noise of seeds."
         return _finding("pass", "search_winner", text, numbers)
     noise = "cannot be told from it by so few seeds" if repeats > 1 else "were not repeated either"
@@ -61,14 +64,39 @@ def _winner(ranking: Ranking, repeats: int, monitor: str) -> Finding:
     )
 
 
-def _borders(
-    stages: Sequence[StageResult], best: Params, mode: Literal["min", "max"]
+def _lost_on_the_way(
+    stages: Sequence[StageResult],
+    scores: Sequence[float],
+    mode: Literal["min", "max"],
+    monitor: str,
 ) -> list[Finding]:
+    """Tell of an earlier trial, of no longer training, that was better than the winner ever is."""
+    sign = 1 if mode == "min" else -1
+    reached = min(sign * score for score in scores)
+    tops = [ranked(stage.trials, mode)[0] for stage in stages]
+    best = min(tops, key=lambda trial: sign * (trial.value or 0.0))
+    if best.value is None or sign * best.value >= reached - 1e-9 * abs(reached):
+        return []
+    stage = next(i for i, top in enumerate(tops, 1) if top is best)
+    return [
+        _finding(
+            "warn",
+            "search_passed_better",
+            f"Trial {best.number} of stage {stage} had {monitor} {best.value:.4g}, and the winner"
+            f" never has with {len(scores)} seeds (at best {sign * reached:.4g}).",
+            {"value": best.value, "stage": stage, "trial": best.number},
+            "It may have been luck of its seed; else keep more of a stage (keep), or give the"
+            " stages more trials.",
+        )
+    ]
+
+
+def _borders(stages: Sequence[StageResult], mode: Literal["min", "max"]) -> list[Finding]:
     found = []
     for number, stage in enumerate(stages, 1):
         last = number == len(stages)
         tried = [trial.params for trial in ranked(stage.trials, mode)]
-        for border in borders(stage.space, best if last else tried[0], tried):
+        for border in borders(stage.space, tried[0], tried):
             then = "and no stage came after it" if last else "the next stage has gone beyond it"
             found.append(
                 _finding(

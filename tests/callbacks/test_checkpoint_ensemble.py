@@ -189,6 +189,28 @@ def test_a_regression():
     assert callback.result.disagreement > 0
 
 
+def test_a_regression_that_is_not_told_to_be_one_is_not_judged():
+    callback = CheckpointEnsemble(collect="last", k=3, dirpath="ensemble")
+    fit(Values(), callback, **WITH_VALIDATION)
+    assert callback.result is None
+    assert "combine='mean'" in callback.findings[0].message
+
+
+def test_members_of_a_fit_that_still_improves_are_told():
+    class Slow(Told):
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.3)
+
+        def loss(self, batch):
+            return super().loss((batch[0], batch[0][:, :3].argmax(1)))
+
+    callback = CheckpointEnsemble(collect="last", k=6, dirpath="ensemble")
+    fit(Slow(), callback, data=loader(400), **WITH_VALIDATION)
+    [told] = callback.findings
+    assert told.code == "ensemble_no_gain"
+    assert "the fit was still improving" in told.hint
+
+
 def test_what_cannot_be_judged_says_why():
     class Apart(Told):
         def validation_step(self, batch, batch_idx):

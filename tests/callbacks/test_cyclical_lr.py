@@ -150,3 +150,10 @@ def test_two_schedules_and_two_lengths_are_refused():
         fit(None, CyclicalLR(0.2), OneCycle(0.1))
     with pytest.raises(ValueError, match="cycle_steps=5 and cycle_epochs=1"):
         CyclicalLR(0.2, cycle_steps=5, cycle_epochs=1)
+
+
+def test_a_fit_shorter_than_a_cycle_is_told():
+    callback = CyclicalLR(0.2, cycle_epochs=10)
+    fit(None, callback)
+    [told] = [finding for finding in callback.findings if finding.verdict == "warn"]
+    assert "ends before its first cycle of 60" in told.message

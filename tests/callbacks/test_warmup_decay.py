@@ -220,3 +220,25 @@ def test_a_range_test_before_a_plateau_does_not_count_as_validation():
 def test_wrong_arguments_are_named_at_construction(settings, said):
     with pytest.raises(ValueError, match=said):
         WarmupDecay(0.2, **settings)
+
+
+def test_a_warm_up_as_long_as_the_fit_is_told():
+    callback = WarmupDecay(0.2, warmup_steps=12)
+    fit(None, callback)
+    [told] = [finding for finding in callback.findings if finding.verdict == "warn"]
+    assert "the peak is never reached" in told.message
+    fine = WarmupDecay(0.2, cycles=2, decay_fraction=0.5)
+    fit(None, fine)
+    assert (
+        "cosine decay over 12 steps in 2 cycles in the last 0.5 of it" in fine.findings[0].message
+    )
+
+
+def test_a_metrics_name_tells_whether_it_rises():
+    class Rises(Told):
+        def validation_step(self, batch, batch_idx):
+            self.log("val_acc", self.figures[self.current_epoch])
+
+    callback = WarmupDecay(0.2, monitor="val_acc", **PLATEAU)
+    fit(Rises([0.1, 0.2, 0.3, 0.4, 0.4, 0.4, 0.4, 0.4]), callback, **WITH_VALIDATION)
+    assert callback.result.reductions == (36, 48)

@@ -22,6 +22,7 @@ from tests.search.programs import (
     BEST,
     QUIET,
     SPACE,
+    STAGES,
     Bowl,
     data,
     search,
@@ -50,7 +51,7 @@ def test_each_sampler_comes_near_the_best_and_each_stage_nearer(sampler):
         Stage(trials=9, epochs=1, sampler=sampler, prune=False),
         Stage(trials=9, epochs=1, sampler=sampler, prune=False),
     ]
-    result = search(stages=stages, repeats=1)
+    result = search(stages=stages, repeats=1, widenings=0)
     assert BEST / 3 < result.best_params["lr"] < 3 * BEST
     first, second = (stage.space["lr"] for stage in result.stages[:2])
     assert second.high / second.low < first.high / first.low
@@ -197,7 +198,71 @@ def test_the_same_seed_gives_the_same_search():
     other = search(stages=stages, folder="three", seed=1)
     params = [[t.params for s in r.stages for t in s.trials] for r in (one, two, other)]
     assert params[0] == params[1] != params[2]
-    assert len({t["lr"] for t in params[0][:8]}) == 8
+    # each stage draws points of its own, and begins with the best of the one before
+    assert len({t["lr"] for t in params[0][:8]}) == 7
+    assert not {t["lr"] for t in params[0][:8]} & {t["lr"] for t in params[2][:8]}
+
+
+def test_the_best_of_a_stage_is_tried_again():
+    result = search(repeats=1)
+    first, second = result.stages[:2]
+    best = min(first.trials, key=lambda trial: trial.value)
+    assert second.trials[0].params == best.params
+
+
+def test_another_search_of_that_name_is_refused():
+    search(widenings=0)
+    for other in (
+        {"space": {"lr": (1e-4, 1.0)}},
+        {"seed": 3},
+        {"monitor": "val/score"},
+        {"stages": [STAGES[0], Stage(trials=7, epochs=1)]},
+    ):
+        with pytest.raises(ValueError, match="name='search': the storage has a search"):
+            search(**{"widenings": 0, **other})
+    search(space={"lr": (1e-4, 1.0)}, name="other", widenings=0)
+    # the last candidates may be repeated more often
+    assert len(search(widenings=0, repeats=3).stages[-1].trials) == 6
+
+
+class Accuracy(Bowl):
+    def validation_step(self, batch, batch_idx):
+        self.log("val_acc", -(torch.log10(torch.tensor(self.lr / BEST)) ** 2))
+
+
+def test_the_metrics_name_tells_its_mode():
+    result = search(Accuracy, monitor="val_acc", stages=[Stage(trials=8, epochs=1)], widenings=0)
+    assert result.mode == "max"
+    assert BEST / 10 < result.best_params["lr"] < 10 * BEST
+
+
+class Lucky(Bowl):
+    """The first trial of all is better than what it is again."""
+
+    fits = 0
+
+    def on_fit_start(self):
+        Lucky.fits += 1
+
+    def validation_step(self, batch, batch_idx):
+        self.log("lucky", -5.0 if Lucky.fits == 1 else 1.0 + Lucky.fits / 100)
+
+
+def test_an_earlier_trial_that_was_better_is_told():
+    result = search(Lucky, monitor="lucky", widenings=0)
+    [told] = [f for f in result.findings if f.code == "search_passed_better"]
+    assert "had lucky -5" in told.message
+
+
+def test_one_line_for_each_trial(monkeypatch):
+    told = []
+    module = sys.modules["lightning_tuning.search.coarse_to_fine"]
+    monkeypatch.setattr(module, "rank_zero_info", told.append)
+    search(repeats=1, finalists=1, widenings=0)
+    lines = [line for line in told if ", trial " in line]
+    assert len(lines) == 6 + 5 + 1
+    assert lines[0].startswith("stage-1, trial 0 of 6: complete ")
+    assert "lr=" in lines[0]
 
 
 SCRIPT = """

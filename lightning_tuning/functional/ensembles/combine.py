@@ -36,6 +36,9 @@ def combine(outputs: Tensor, how: Combine, *, class_dim: int = 1) -> Tensor:
     Returns:
         Shape (...), in the type of ``outputs``.
 
+    Raises:
+        ValueError: The output has no two classes along ``class_dim``.
+
     Example:
         >>> members = torch.tensor([[[0.9, 0.1]], [[0.5, 0.5]]]).log()
         >>> combine(members, "probabilities").exp()
@@ -50,6 +53,12 @@ def combine(outputs: Tensor, how: Combine, *, class_dim: int = 1) -> Tensor:
         no = functional.logsigmoid(-precise).logsumexp(0)
         return (yes - no).to(outputs.dtype)
     dim = class_dim + 1 if class_dim >= 0 else class_dim
+    if outputs.ndim <= max(dim, -dim) or outputs.shape[dim] < 2:
+        raise ValueError(
+            "combine='probabilities' needs logits of two classes or more along class_dim="
+            f"{class_dim}, and the output has shape {tuple(outputs.shape[1:])}; a regression needs"
+            " combine='mean', single logits 'binary_probabilities'"
+        )
     logs = precise.log_softmax(dim).logsumexp(0) - members
     return logs.to(outputs.dtype)
 

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CHECK = "checkpoint_ensemble"
+_FAR_WORSE = 0.25
+"""A member that is so much worse than the best, as a share of its metric, is of another fit."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,6 +123,11 @@ def ensemble_findings(result: EnsembleResult) -> tuple[Finding, ...]:
         "Members that are less alike gain more: take them at the ends of cycles (CyclicalLR,"
         " WarmupDecay with cycles), or from fits with other seeds."
     )
+    if abs(result.alone[-1] - best) > _FAR_WORSE * abs(best):
+        hint = (
+            f"Its worst member alone has {result.alone[-1]:.4g}, far from the best: the fit was"
+            " still improving. Train longer, or keep fewer members (k)."
+        )
     return (_finding("warn", "ensemble_no_gain", f"{told}: it gains nothing.", numbers, hint),)
 
 

@@ -21,6 +21,7 @@ class Beginning:
         step: Steps made under it so far.
         before: The schedule as the fit was last saved; None where that was the same length.
         wants_momentum: Whether momentum was to be set.
+        doubt: Why the schedule can hardly be meant; empty where it can.
     """
 
     check: str
@@ -29,6 +30,7 @@ class Beginning:
     step: int
     before: Schedule | None
     wants_momentum: bool
+    doubt: str = ""
 
 
 def beginning_findings(schedule: Schedule, beginning: Beginning) -> tuple[Finding, ...]:
@@ -55,6 +57,8 @@ def beginning_findings(schedule: Schedule, beginning: Beginning) -> tuple[Findin
             step=beginning.step,
         )
     ]
+    if beginning.doubt:
+        found.append(_doubtful(beginning))
     if beginning.wants_momentum and not all(schedule.cycle_momentum):
         found.append(_no_momentum(beginning))
     if beginning.before is not None:
@@ -80,6 +84,17 @@ def replaced_finding(name: str, check: str, dropped: Sequence[str]) -> Finding:
         verdict="warn",
         message=f"{name} took the place of {', '.join(dropped)}, which the module had returned.",
         hint="Return the optimizer alone from configure_optimizers.",
+    )
+
+
+def _doubtful(beginning: Beginning) -> Finding:
+    return Finding(
+        check=beginning.check,
+        code="schedule_resolved",
+        verdict="warn",
+        message=beginning.doubt,
+        hint="Look at the length of the fit, and at what the schedule counts.",
+        step=beginning.step,
     )
 
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lightning_tuning.functional.search.ranges import Choice, FloatRange, IntRange, Range, Space
+from lightning_tuning.functional.search.ranges import Choice, FloatRange, IntRange, Space
 
 _BORDER = 0.1
 """A best value in this outer part of its range lies on the border."""
@@ -16,6 +16,8 @@ _MARGIN = 0.1
 """The part of the old range that is kept on each side of the best values."""
 _WIDEN = 0.5
 """The part of the old range by which a side is widened."""
+_AT_LEAST = 3
+"""So few trials say too little to narrow a range to, or to drop a choice for."""
 _LEAST = 0.2
 """The least part of the old range that the next one spans."""
 
@@ -75,7 +77,8 @@ def narrowed(space: Space, ranked: Sequence[Params], *, keep: float) -> Space:
 
     Each numeric range becomes that of the best trials, with a margin, and no less than a fifth of
     what it was; a side on which the very best lies at the border is widened by half of the range.
-    A choice keeps the values of the best trials.
+    A choice keeps the values of the best trials. No fewer than three trials count as best, and a
+    value that fewer have tried stays.
 
     Args:
         space: The ranges of this stage.
@@ -87,21 +90,32 @@ def narrowed(space: Space, ranked: Sequence[Params], *, keep: float) -> Space:
         >>> ranked = [{"lr": 10.0**e} for e in (-2, -1.9, -2.2, -3, 0, -4, -1, -0.5)]
         >>> found = narrowed(space, ranked, keep=0.25)["lr"]
         >>> f"{found.low:.1e} {found.high:.1e}"
-        '4.0e-03 3.2e-02'
+        '2.5e-03 3.2e-02'
     """
     if not ranked:
         return space
-    best = ranked[: max(1, math.ceil(keep * len(ranked)))]
+    best = ranked[: max(_AT_LEAST, math.ceil(keep * len(ranked)))]
     at_border = {border.name: border.side for border in borders(space, ranked[0], ranked)}
-    return {
-        name: _narrowed(range_, [params[name] for params in best], at_border.get(name))
-        for name, range_ in space.items()
-    }
+    found: Space = {}
+    for name, range_ in space.items():
+        if isinstance(range_, Choice):
+            found[name] = _kept(range_, name, best, ranked)
+        else:
+            values = [params[name] for params in best]
+            found[name] = _narrowed(range_, values, at_border.get(name))
+    return found
 
 
-def _narrowed(range_: Range, best: Sequence[Any], side: str | None) -> Range:
-    if isinstance(range_, Choice):
-        return Choice(tuple(value for value in range_.values if value in best))
+def _kept(choice: Choice, name: str, best: Sequence[Params], ranked: Sequence[Params]) -> Choice:
+    """Return the values of the best trials, and those that were hardly tried."""
+    good = [params[name] for params in best]
+    tried = [params[name] for params in ranked]
+    return Choice(tuple(v for v in choice.values if v in good or tried.count(v) < _AT_LEAST))
+
+
+def _narrowed(
+    range_: FloatRange | IntRange, best: Sequence[Any], side: str | None
+) -> FloatRange | IntRange:
     whole = _as_float(range_)
     places = [whole.position(value) for value in best]
     low, high = max(min(places) - _MARGIN, 0.0), min(max(places) + _MARGIN, 1.0)

@@ -159,6 +159,11 @@ def _as_range(name: str, value: object) -> Range:
     )
     if isinstance(value, tuple) and len(value) == 2 and numbers:
         low, high = value
+        if low <= 0 and is_log_name(name):
+            raise ValueError(
+                f"space[{name!r}]={value!r}: powers of ten of it matter, which a range from {low}"
+                " has not; give a positive low, or a FloatRange"
+            )
         log = low > 0 and (is_log_name(name) or high / low >= _WIDE)
         if isinstance(low, int) and isinstance(high, int):
             return IntRange(low, high, log=log)

@@ -108,6 +108,12 @@ def test_what_cannot_be_averaged_is_named(outputs, how, said):
         combine_outputs(outputs, how)
 
 
+@pytest.mark.parametrize("shape", [(3, 8, 1), (3, 8)])
+def test_values_are_not_taken_for_classes(shape):
+    with pytest.raises(ValueError, match="a regression needs combine='mean'"):
+        combine(logits(*shape), "probabilities")
+
+
 def test_disagreement_of_classes_is_the_share_of_pairs_that_differ():
     votes = nn.functional.one_hot(torch.tensor([[0, 1, 2], [0, 1, 1], [0, 2, 0]])).float()
     # of three pairs 0, 2 and 3 differ

@@ -84,13 +84,25 @@ def trial(lr=1e-3, dropout=0.5, width=32, act="relu"):
 
 
 def test_the_next_range_is_about_the_best_and_within_the_old_one():
-    best = [trial(1e-3), trial(2e-3, 0.4, act="gelu")]
+    best = [trial(1e-3), trial(2e-3, 0.4, act="gelu"), trial(1.5e-3, 0.45)]
     found = narrowed(SPACE, [*best, *[trial(1e-5, 0.0, 8, "tanh")] * 8], keep=0.2)
     assert found["lr"].low == pytest.approx(10**-3.4)
     assert found["lr"].high == pytest.approx(2e-3 * 10**0.4)
     assert (found["dropout"].low, found["dropout"].high) == pytest.approx((0.3, 0.6))
     assert 8 <= found["width"].low <= 32 <= found["width"].high <= 128
     assert found["act"] == Choice(("relu", "gelu"))
+
+
+def test_few_trials_drop_no_choice_and_narrow_to_no_point():
+    few = [trial(1e-3), trial(1e-2, act="tanh"), trial(1e-4, act="gelu"), trial(1e-5)]
+    found = narrowed(SPACE, few, keep=0.2)
+    assert found["act"] == SPACE["act"]
+    assert found["lr"].low < 1e-4 < 1e-2 < found["lr"].high
+
+
+def test_a_rate_needs_a_positive_low():
+    with pytest.raises(ValueError, match=r"space\['lr'\]=\(0, 0\.1\)"):
+        as_space({"lr": (0, 0.1)})
 
 
 @pytest.mark.parametrize(("lr", "side"), [(1.1e-5, "low"), (0.09, "high")])
