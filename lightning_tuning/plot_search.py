@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lightning_tuning.functional.search.ranges import Choice
@@ -11,7 +13,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from lightning_tuning.functional.search.search_result import SearchResult, StageResult
+    from lightning_tuning.functional.search.search_result import (
+        SearchResult,
+        StageResult,
+        TrialRecord,
+    )
 
 _COLUMNS = 3
 
@@ -76,12 +82,42 @@ def _draw_pair(axes: Axes, result: SearchResult, one: str, other: str) -> None:
         cmap="viridis_r" if result.mode == "min" else "viridis",
         s=18,
     )
+    _draw_contours(axes, result, one, other, whole)
     axes.figure.colorbar(points, ax=axes, label=f"rank of {result.monitor}")
     for set_scale, name in ((axes.set_xscale, one), (axes.set_yscale, other)):
         range_ = result.stages[0].space[name]
         if not isinstance(range_, Choice) and range_.log:
             set_scale("log")
     axes.set(xlabel=one, ylabel=other)
+
+
+def _draw_contours(
+    axes: Axes, result: SearchResult, one: str, other: str, whole: Sequence[TrialRecord]
+) -> None:
+    """Draw lines of equal rank, over the scales of the two, and the ranges of each stage."""
+    from matplotlib.patches import Rectangle
+
+    for number, stage in enumerate(result.stages[:-1]):
+        across, up = stage.space[one], stage.space[other]
+        if isinstance(across, Choice) or isinstance(up, Choice):
+            return
+        low = (float(across.low), float(up.low))
+        size = (float(across.high) - low[0], float(up.high) - low[1])
+        axes.add_patch(Rectangle(low, *size, fill=False, edgecolor=f"C{number}", linestyle=":"))
+    values = [trial.value for trial in whole]
+    places = {(float(t.params[one]), float(t.params[other])): _rank(t.value, values) for t in whole}
+    points = list(places)
+    with contextlib.suppress(ValueError, RuntimeError):  # points on one line have no triangles
+        from matplotlib.tri import Triangulation
+
+        flat = [
+            [math.log10(v) if getattr(result.stages[0].space[name], "log", False) else v for v in c]
+            for name, c in zip((one, other), zip(*points, strict=True), strict=True)
+        ]
+        triangles = Triangulation(*flat).triangles
+        x, y = zip(*points, strict=True)
+        net = Triangulation(x, y, triangles)
+        axes.tricontour(net, [places[p] for p in points], levels=5, colors="0.6", linewidths=0.6)
 
 
 def _draw_curves(axes: Axes, result: SearchResult) -> None:
