@@ -26,10 +26,10 @@ from lightning_tuning.functional.lr_auto import AutoChoice, Stop, choose_rate
 from lightning_tuning.functional.lr_range_test import (
     LRRangeResult,
     LRSweep,
-    MetricMode,
     Suggestion,
     has_diverged,
 )
+from lightning_tuning.functional.metric_mode import MetricMode, sign_of
 
 TRAIN_LOSS = "train_loss"
 _LOOK_EVERY = 5
@@ -89,7 +89,7 @@ def _try_rates(probe: _Probe, sweeps: list[LRSweep], settings: SweepSettings) ->
     setting = best_setting(sweeps, metric_mode=settings.metric_mode)
     repeats = by_setting(sweeps)[setting]
     rates, losses = mean_curve(repeats)
-    sign = 1.0 if settings.metric_mode == "min" else -1.0
+    sign = sign_of(settings.metric_mode)
 
     def run(rate: float, steps: int, stop: Stop) -> list[float]:
         values = probe.trial(rate, steps, *setting, lambda v: stop([sign * x for x in v]))
@@ -231,7 +231,7 @@ class _Track:
         return bool(self.values) and (self._cut() or not bool(norms.isfinite().all()))
 
     def _cut(self) -> bool:
-        sign = 1.0 if self._settings.metric_mode == "min" else -1.0
+        sign = sign_of(self._settings.metric_mode)
         for end in range(max(len(self.values) - _LOOK_EVERY, 0), len(self.values)):
             seen = [sign * value for value in self.values[: end + 1]]
             if has_diverged(seen, diverge_factor=self._settings.diverge_factor):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_tuning._trainer.validated_metric import validated_metric
+from lightning_tuning.functional.metric_mode import MetricMode, sign_of
 
 
 class TimeToTarget(Callback):
@@ -24,8 +25,8 @@ class TimeToTarget(Callback):
         seconds: Until then, without validation; None where it was not reached.
     """
 
-    def __init__(self, monitor: str, mode: Literal["min", "max"], target: float) -> None:
-        self._monitor, self._sign = monitor, 1 if mode == "min" else -1
+    def __init__(self, monitor: str, mode: MetricMode, target: float) -> None:
+        self._monitor, self._sign = monitor, sign_of(mode)
         self._target = target
         self._spent = 0.0
         self._begun = 0.0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -24,7 +23,7 @@ from lightning_tuning._trainer.report import report
 from lightning_tuning._trainer.validated_metric import validated_metric
 from lightning_tuning.findings import Finding
 from lightning_tuning.functional.checks import at_least, choice
-from lightning_tuning.functional.ensembles.combine import COMBINES, Combine
+from lightning_tuning.functional.ensembles.combine import Combine, check_combine
 from lightning_tuning.functional.ensembles.ensemble_result import (
     CHECK,
     EnsembleMember,
@@ -32,7 +31,7 @@ from lightning_tuning.functional.ensembles.ensemble_result import (
     ensemble_findings,
     not_judged,
 )
-from lightning_tuning.functional.metric_mode import mode_of
+from lightning_tuning.functional.metric_mode import MetricMode, mode_of
 
 
 class CheckpointEnsemble(Callback):
@@ -77,7 +76,7 @@ class CheckpointEnsemble(Callback):
         collect: Literal["best", "last", "cycles"] = "best",
         k: int = 5,
         monitor: str = "val_loss",
-        mode: Literal["min", "max"] | None = None,
+        mode: MetricMode | None = None,
         combine: Combine | dict[str, Combine] = "probabilities",
         class_dim: int = 1,
         output_of: str | None = None,
@@ -87,14 +86,13 @@ class CheckpointEnsemble(Callback):
         choice("collect", collect, ("best", "last", "cycles"))
         at_least("k", k, 1)
         mode_of(monitor, mode)
-        for kind in combine.values() if isinstance(combine, Mapping) else [combine]:
-            choice("combine", kind, COMBINES)
+        check_combine(combine)
         if not monitor:
             raise ValueError("monitor='' must be the name of a metric that validation logs")
         self.collect = collect
         self.k = k
         self.monitor = monitor
-        self.mode: Literal["min", "max"] | None = mode
+        self.mode: MetricMode | None = mode
         self.combine: Combine | dict[str, Combine] = combine
         self.class_dim = class_dim
         self.output_of = output_of

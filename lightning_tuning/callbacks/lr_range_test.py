@@ -35,11 +35,11 @@ from lightning_tuning.functional.lr_auto import MIN_RUN_STEPS
 from lightning_tuning.functional.lr_findings import doubtful, overruled, said, skipped
 from lightning_tuning.functional.lr_range_test import (
     LRRangeResult,
-    MetricMode,
     Mode,
     Suggestion,
     sweep_rates,
 )
+from lightning_tuning.functional.metric_mode import MetricMode
 
 _CHECK = "lr_range_test"
 _STEPS = 100

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -13,7 +13,7 @@ from lightning_tuning._trainer.schedule_run import Plan, ScheduleRun, Start
 from lightning_tuning._trainer.validated_metric import validated_metric
 from lightning_tuning.findings import Finding
 from lightning_tuning.functional.checks import at_least, fraction, is_number, steps
-from lightning_tuning.functional.metric_mode import mode_of
+from lightning_tuning.functional.metric_mode import MetricMode, mode_of
 from lightning_tuning.functional.schedules.plateau import Plateau
 from lightning_tuning.functional.schedules.warmup_decay import (
     Decay,
@@ -100,7 +100,7 @@ class WarmupDecay(Callback):
         cycles: int = 1,
         cycle_mult: float = 1.0,
         monitor: str = "val_loss",
-        mode: Literal["min", "max"] | None = None,
+        mode: MetricMode | None = None,
         patience: int = 5,
         threshold: float = 1e-4,
         cooldown: int = 0,
@@ -131,7 +131,7 @@ class WarmupDecay(Callback):
         self.cycles = cycles
         self.cycle_mult = cycle_mult
         self.monitor = monitor
-        self.mode: Literal["min", "max"] | None = mode
+        self.mode: MetricMode | None = mode
         self.patience = patience
         self.threshold = threshold
         self.cooldown = cooldown

@@ -17,8 +17,7 @@ from lightning_tuning._trainer.ensembles.averaged_forward import (
 )
 from lightning_tuning._trainer.ensembles.evaluation_hooks import delegated_hooks
 from lightning_tuning.functional.checkpoint_weights import saved_weights
-from lightning_tuning.functional.checks import choice
-from lightning_tuning.functional.ensembles.combine import COMBINES, CombineByName
+from lightning_tuning.functional.ensembles.combine import CombineByName, check_combine
 
 Member = str | os.PathLike[str] | Mapping[str, Tensor] | nn.Module
 """A checkpoint, a state dict, or a module."""
@@ -79,8 +78,7 @@ class EnsembleModule(LightningModule):
         super().__init__()
         if not members:
             raise ValueError("members=[] is no ensemble; give at least one")
-        for kind in combine.values() if isinstance(combine, Mapping) else [combine]:
-            choice("combine", kind, COMBINES)
+        check_combine(combine)
         self.model = model
         self._combine = combine
         self._class_dim = class_dim

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
-from lightning_tuning._trainer.ensembles.averaged_forward import stacked_weights
+from lightning_tuning._trainer.ensembles.averaged_forward import check_alike
 from lightning_tuning.ensembles.ensemble_module import Member, weights_of
 from lightning_tuning.functional.ensembles.average import average_weights
 
@@ -88,7 +88,7 @@ def soup(
         )
     batches = loader if has_statistics else None
     weights = [weights_of(member, weights_only=weights_only) for member in members]
-    stacked_weights(weights)  # tells what is of another architecture
+    check_alike(weights)
     if score is None:
         averaged = _with(model, average_weights(weights), batches)
         return Soup(model=averaged, members=tuple(range(len(members))))

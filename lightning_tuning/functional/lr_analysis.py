@@ -22,10 +22,10 @@ from lightning_tuning.functional.lr_range_test import (
     LRRangeResult,
     LRSweep,
     LRTrial,
-    MetricMode,
     Suggestion,
 )
 from lightning_tuning.functional.lr_suggestion import Curve, read_rules, smooth
+from lightning_tuning.functional.metric_mode import MetricMode, sign_of
 
 Setting = tuple[float | None, float | None]
 
@@ -68,7 +68,7 @@ def analyse(
         >>> 1e-4 <= result.suggestion <= 0.2
         True
     """
-    sign = 1.0 if metric_mode == "min" else -1.0
+    sign = sign_of(metric_mode)
     weight_decay, momentum = best_setting(sweeps, metric_mode=metric_mode)
     repeats = by_setting(sweeps)[weight_decay, momentum]
     rates, losses = mean_curve(repeats)
@@ -163,7 +163,7 @@ def best_setting(sweeps: Sequence[LRSweep], *, metric_mode: MetricMode = "min") 
         >>> best_setting([bad, good])
         (None, 0.9)
     """
-    sign = 1.0 if metric_mode == "min" else -1.0
+    sign = sign_of(metric_mode)
     found: list[tuple[float, float, float, Setting]] = []
     for setting, repeats in by_setting(sweeps).items():
         rates, losses = mean_curve(repeats)

@@ -16,12 +16,12 @@ import numpy as np
 
 from lightning_tuning.findings import Finding
 from lightning_tuning.functional import checks
+from lightning_tuning.functional.metric_mode import MetricMode
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Mode = Literal["exponential", "linear"]
-MetricMode = Literal["min", "max"]
 Suggestion = Literal["auto", "valley", "steepest", "minimum", "slide"]
 Interval = tuple[float, float]
 

@@ -7,10 +7,10 @@ from typing import Literal
 from lightning_tuning.functional.checks import choice
 from lightning_tuning.functional.wiring.wiring_monitors import better_when
 
-Mode = Literal["min", "max"]
+MetricMode = Literal["min", "max"]
 
 
-def mode_of(metric: str, mode: Mode | None) -> Mode:
+def mode_of(metric: str, mode: MetricMode | None) -> MetricMode:
     """Return the mode that is given, else that of the metric's name; ``"min"`` for unknown ones.
 
     Raises:
@@ -24,3 +24,13 @@ def mode_of(metric: str, mode: Mode | None) -> Mode:
         choice("mode", mode, ("min", "max"))
         return mode
     return "max" if better_when(metric) == "max" else "min"
+
+
+def sign_of(mode: MetricMode) -> float:
+    """Return what makes a metric one that improves downwards, as a factor.
+
+    Example:
+        >>> sign_of("min"), sign_of("max")
+        (1.0, -1.0)
+    """
+    return 1.0 if mode == "min" else -1.0

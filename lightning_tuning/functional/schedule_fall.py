@@ -40,8 +40,3 @@ class ScheduleFall:
         """
         soon = 0 < self.alive <= _FEW_EPOCHS * self.epoch
         return soon and self.length >= _MANY_EPOCHS * self.epoch
-
-    @property
-    def share(self) -> float:
-        """The share of the fit in which a rate is alive."""
-        return self.alive / self.length

@@ -159,8 +159,8 @@ def _below(weights: Weights, prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
 
 
-def stacked_weights(members: Sequence[Weights]) -> dict[str, Tensor]:
-    """Return the weights of several members by name, stacked along a new first dimension.
+def check_alike(members: Sequence[Weights]) -> None:
+    """Check that members are of one architecture.
 
     Raises:
         ValueError: They don't have the same names and shapes.
@@ -176,7 +176,16 @@ def stacked_weights(members: Sequence[Weights]) -> dict[str, Tensor]:
                 )
         if shapes:
             raise ValueError(f"members[{index}] has weights that members[0] lacks: {min(shapes)}")
-    return {name: torch.stack([member[name] for member in members]) for name in first}
+
+
+def stacked_weights(members: Sequence[Weights]) -> dict[str, Tensor]:
+    """Return the weights of several members by name, stacked along a new first dimension.
+
+    Raises:
+        ValueError: They don't have the same names and shapes.
+    """
+    check_alike(members)
+    return {name: torch.stack([member[name] for member in members]) for name in members[0]}
 
 
 def _one_by_one(part: nn.Module, stacked: Weights, args: Any, kwargs: Any) -> list[Any]:

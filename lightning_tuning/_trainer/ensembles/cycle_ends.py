@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -32,15 +33,20 @@ class CycleEnds:
             )
         self._schedule: Any = schedules[0]
         self._seen: int | None = None
+        self._known: object = None
+        self._ends: tuple[int, ...] = ()
 
     def reached(self) -> bool:
         """Whether one more cycle has ended since the last call."""
         schedule = self._schedule.result
         if schedule is None:
             return False
+        if schedule is not self._known:
+            # it is asked after every batch
+            self._known, self._ends = schedule, schedule.cycle_ends
         steps: int = max(self._schedule.state_dict()["steps"])
-        over: int = sum(end <= steps for end in schedule.cycle_ends)
+        over = bisect.bisect_right(self._ends, steps)
         # at the first call in a resumed fit, the ends before it are over
-        before = over - (steps in schedule.cycle_ends) if self._seen is None else self._seen
+        before = over - (steps in self._ends) if self._seen is None else self._seen
         self._seen = over
         return over > before

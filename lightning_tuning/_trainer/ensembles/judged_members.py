@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -21,6 +20,7 @@ from lightning_tuning._trainer.sandbox import Sandbox
 from lightning_tuning.functional.checkpoint_weights import saved_weights
 from lightning_tuning.functional.ensembles.combine import CombineByName
 from lightning_tuning.functional.ensembles.ensemble_result import EnsembleMember, EnsembleResult
+from lightning_tuning.functional.metric_mode import MetricMode, sign_of
 
 _ALL = 2**31
 
@@ -31,7 +31,7 @@ def judge_members(
     members: Sequence[EnsembleMember],
     *,
     metric: str,
-    mode: Literal["min", "max"],
+    mode: MetricMode,
     combine: CombineByName,
     class_dim: int,
     output_of: str | None,
@@ -60,7 +60,7 @@ def judge_members(
         raise CannotProbeError(str(error)) from error
     stacked = stacked_weights([saved_weights(member.path) for member in members])
     stacked = {name: stack.to(trainer.strategy.root_device) for name, stack in stacked.items()}
-    sign = 1 if mode == "min" else -1
+    sign = sign_of(mode)
     with eagerly(), Sandbox(trainer, module) as box:
         count_as_in_the_last_epoch(trainer)
 

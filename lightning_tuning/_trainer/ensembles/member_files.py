@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -15,6 +16,7 @@ from torch import Tensor
 from lightning_tuning._trainer.report import run_folder
 from lightning_tuning._trainer.shards import UNTRIED_STRATEGIES
 from lightning_tuning.functional.ensembles.ensemble_result import EnsembleMember
+from lightning_tuning.functional.metric_mode import MetricMode, sign_of
 
 _FOLDER = "ensemble"
 
@@ -54,7 +56,7 @@ class MemberFiles:
         mode: Which scores are better; None keeps the latest.
     """
 
-    def __init__(self, folder: str, k: int, mode: Literal["min", "max"] | None) -> None:
+    def __init__(self, folder: str, k: int, mode: MetricMode | None) -> None:
         self._folder = pathlib.Path(folder)
         self._k = k
         self._mode = mode
@@ -63,7 +65,7 @@ class MemberFiles:
     def wants(self, score: float | None) -> bool:
         """Whether a member of this score would be kept."""
         if self._mode is None or len(self.members) < self._k:
-            return score is None or score == score  # noqa: PLR0124
+            return score is None or not math.isnan(score)
         assert score is not None
         last = self.members[-1].score
         assert last is not None
@@ -99,5 +101,5 @@ class MemberFiles:
     def _ordered(self, members: list[EnsembleMember]) -> list[EnsembleMember]:
         if self._mode is None:
             return members
-        sign = 1 if self._mode == "min" else -1
+        sign = sign_of(self._mode)
         return sorted(members, key=lambda one: sign * (one.score or 0.0))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import warnings
+from collections.abc import Iterator, Sequence
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
@@ -13,7 +13,7 @@ from lightning_tuning._trainer.groups import base_rate
 from lightning_tuning._trainer.learning_rates import rates_of
 from lightning_tuning._trainer.ordinary_run import OrdinaryRun
 from lightning_tuning._trainer.probe import Probe
-from lightning_tuning._trainer.schedule_length import accumulation, steps_left
+from lightning_tuning._trainer.schedule_length import steps_left, steps_per_epoch
 from lightning_tuning.functional.schedule_fall import GONE, ScheduleFall
 from lightning_tuning.functional.schedule_rise import ScheduleRise
 
@@ -49,14 +49,11 @@ def schedule_rise(probe: Probe, ordinary: OrdinaryRun) -> ScheduleRise | None:
     with warnings.catch_warnings():
         # torch misses the optimizer's steps in between
         warnings.simplefilter("ignore")
-        for step in range(1, 1 + min(_FOLLOWED, length or _FOLLOWED)):
+        for due in _stepped(periods, min(_FOLLOWED, length or _FOLLOWED)):
             shares.append(max(float(group["lr"]) / peak for group, peak in rated))
             if shares[-1] >= _NEAR_BASE:
                 break
             still_zero = zeros == len(shares) - 1 and shares[-1] == 0
-            due = [scheduler for scheduler, period in periods if step % period == 0]
-            for scheduler in due:
-                scheduler.step()
             zeros += still_zero
             changes += still_zero and bool(due)
     probe.rewind()
@@ -83,28 +80,32 @@ def schedule_fall(probe: Probe) -> ScheduleFall | None:
     """
     probe.rewind()
     trainer = probe.trainer
-    periods, length, batches = _periods(trainer), _length(trainer), trainer.num_training_batches
-    if not periods or length is None or length > _FOLLOWED or math.isinf(batches):
+    periods, length, epoch = _periods(trainer), _length(trainer), steps_per_epoch(trainer)
+    if not periods or length is None or length > _FOLLOWED or epoch is None:
         return None
     groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
-    rates: list[list[float]] = []
     with warnings.catch_warnings():
         # torch misses the optimizer's steps in between
         warnings.simplefilter("ignore")
-        for step in range(1, length + 1):
-            rates.append([float(group["lr"]) for group in groups])
-            for scheduler, period in periods:
-                if step % period == 0:
-                    scheduler.step()
+        rates = [[float(group["lr"]) for group in groups] for _ in _stepped(periods, length)]
     probe.rewind()
     highest = [max(over_time) or 1.0 for over_time in zip(*rates, strict=True)]
     shares = [max(r / h for r, h in zip(each, highest, strict=True)) for each in rates]
     return ScheduleFall(
         length=length,
-        epoch=math.ceil(batches / accumulation(trainer, trainer.current_epoch)),
+        epoch=epoch,
         alive=max((step for step, share in enumerate(shares, 1) if share >= GONE), default=0),
         last=shares[-1],
     )
+
+
+def _stepped(periods: Sequence[tuple[LRScheduler, int]], steps: int) -> Iterator[list[LRScheduler]]:
+    """Yield the schedulers that are due after each step, whose rates hold until then; step them."""
+    for step in range(1, steps + 1):
+        due = [scheduler for scheduler, period in periods if step % period == 0]
+        yield due
+        for scheduler in due:
+            scheduler.step()
 
 
 def _length(trainer: Trainer) -> int | None:
@@ -131,9 +132,9 @@ def _periods(trainer: Trainer) -> list[tuple[LRScheduler, int]]:
             return []
         period: float = config.frequency
         if config.interval == "epoch":
-            batches = trainer.num_training_batches
-            if math.isinf(batches):
+            epoch = steps_per_epoch(trainer)
+            if epoch is None:
                 return []
-            period *= math.ceil(batches / accumulation(trainer, trainer.current_epoch))
+            period *= epoch
         found.append((scheduler, max(int(period), 1)))
     return found

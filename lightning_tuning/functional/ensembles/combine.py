@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lightning_tuning.functional.checks import choice
+
 Combine = Literal["probabilities", "binary_probabilities", "mean"]
-COMBINES = ("probabilities", "binary_probabilities", "mean")
 CombineByName = Combine | Mapping[str, Combine]
+
+
+def check_combine(how: CombineByName) -> None:
+    """Check how outputs are to be combined.
+
+    Raises:
+        ValueError: It is none of the kinds, or one that is given by name is not.
+    """
+    for kind in how.values() if isinstance(how, Mapping) else [how]:
+        choice("combine", kind, get_args(Combine))
 
 
 def combine(outputs: Tensor, how: Combine, *, class_dim: int = 1) -> Tensor:

@@ -8,6 +8,7 @@ import math
 from typing import TYPE_CHECKING, Literal
 
 from lightning_tuning.findings import Finding, Scalar
+from lightning_tuning.functional.metric_mode import MetricMode, sign_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,7 +51,7 @@ class EnsembleResult:
     """
 
     metric: str
-    mode: Literal["min", "max"]
+    mode: MetricMode
     members: tuple[EnsembleMember, ...]
     alone: tuple[float, ...]
     together: tuple[float, ...]
@@ -68,13 +69,13 @@ class EnsembleResult:
             ... ).best_size
             2
         """
-        sign = 1 if self.mode == "min" else -1
+        sign = sign_of(self.mode)
         return 1 + min(range(len(self.together)), key=lambda i: sign * self.together[i])
 
     @property
     def gain(self) -> float:
         """How much better the ensemble of all is than the best member; negative if it is worse."""
-        sign = 1 if self.mode == "min" else -1
+        sign = sign_of(self.mode)
         return sign * (self.alone[0] - self.together[-1])
 
     def to_json(self) -> str:

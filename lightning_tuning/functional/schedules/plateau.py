@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
 
-Mode = Literal["min", "max"]
+from lightning_tuning.functional.metric_mode import MetricMode
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,7 +24,7 @@ class Plateau:
         cooling: Validations that still don't count.
     """
 
-    mode: Mode
+    mode: MetricMode
     patience: int
     threshold: float
     cooldown: int

@@ -6,7 +6,8 @@ import dataclasses
 import math
 import statistics
 from collections.abc import Sequence
-from typing import Literal
+
+from lightning_tuning.functional.metric_mode import MetricMode, sign_of
 
 _T975 = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 """97.5 % points of Student's t for 1 to 10 degrees of freedom."""
@@ -31,7 +32,7 @@ class Ranking:
     tied: tuple[int, ...]
 
 
-def rank(values: Sequence[Sequence[float]], mode: Literal["min", "max"]) -> Ranking:
+def rank(values: Sequence[Sequence[float]], mode: MetricMode) -> Ranking:
     """Rank candidates that were each tried with several seeds.
 
     Two are tied if their means differ by less than t times the standard error of the difference
@@ -47,7 +48,7 @@ def rank(values: Sequence[Sequence[float]], mode: Literal["min", "max"]) -> Rank
         >>> ranking.order, ranking.tied
         ((1, 2, 0), (2,))
     """
-    sign = 1 if mode == "min" else -1
+    sign = sign_of(mode)
     means = [statistics.fmean(seeds) for seeds in values]
     order = sorted(range(len(values)), key=lambda i: sign * means[i])
     first = order[0]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lightning_tuning.findings import Finding
 from lightning_tuning.functional.findings_table import as_text
+from lightning_tuning.functional.metric_mode import MetricMode
 from lightning_tuning.functional.search.ranges import Space, to_json
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class SearchResult:
     """
 
     monitor: str
-    mode: Literal["min", "max"]
+    mode: MetricMode
     best_params: Mapping[str, Any]
     best_value: float
     stages: tuple[StageResult, ...]
