@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_tuning._trainer.validated_metric import validated_metric
+from lightning_tuning.functional.metric_mode import MetricMode
 
+_EVERY = 60.0
 Ended = Literal["", "pruned", "diverged"]
 
 
@@ -22,6 +25,7 @@ class TrialPruning(Callback):
         monitor: The metric, as the module logs it.
         mode: Which values are better.
         report: Takes the metric and the epoch on rank zero; returns whether to stop.
+        alive: Called on rank zero about once a minute of training.
 
     Attributes:
         ended: Why the fit was stopped; empty if it was not.
@@ -29,11 +33,17 @@ class TrialPruning(Callback):
     """
 
     def __init__(
-        self, monitor: str, mode: Literal["min", "max"], report: Callable[[float, int], bool]
+        self,
+        monitor: str,
+        mode: MetricMode,
+        report: Callable[[float, int], bool],
+        alive: Callable[[], None],
     ) -> None:
         self._monitor = monitor
         self._mode = mode
         self._report = report
+        self._alive = alive
+        self._told = time.monotonic()
         self.ended: Ended = ""
         self.curve: list[float] = []
 
@@ -44,6 +54,14 @@ class TrialPruning(Callback):
         if not finite:
             return None
         return min(finite) if self._mode == "min" else max(finite)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Give a sign of life: an epoch may take longer than others wait for one."""
+        if trainer.is_global_zero and time.monotonic() - self._told > _EVERY:
+            self._told = time.monotonic()
+            self._alive()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Report; rank zero decides for all."""

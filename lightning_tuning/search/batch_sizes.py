@@ -7,7 +7,7 @@ import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -16,7 +16,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning_tuning._trainer.time_to_target import TimeToTarget
 from lightning_tuning.callbacks.lr_range_test import lr_range_test
 from lightning_tuning.functional import checks
-from lightning_tuning.functional.metric_mode import mode_of
+from lightning_tuning.functional.metric_mode import MetricMode, mode_of
 from lightning_tuning.search.trial_run import MakeData, MakeModel, data_arguments
 
 _DOUBLINGS = 24
@@ -81,7 +81,7 @@ def batch_sizes(
     *,
     target: float,
     monitor: str = "val_loss",
-    mode: Literal["min", "max"] | None = None,
+    mode: MetricMode | None = None,
     sizes: Sequence[int] | None = None,
     lr: str | None = None,
     max_epochs: int = 100,

@@ -7,8 +7,9 @@ import pathlib
 import time
 import warnings
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from lightning_tuning.functional.metric_mode import MetricMode
 from lightning_tuning.functional.search.ranges import Choice, FloatRange, IntRange, Range, Space
 from lightning_tuning.search.stage import SamplerName
 
@@ -153,7 +154,7 @@ def study_of(
     storage: BaseStorage,
     name: str,
     *,
-    mode: Literal["min", "max"],
+    mode: MetricMode,
     prune: bool,
 ) -> Study:
     """Return a study, a new one if there is none of that name."""

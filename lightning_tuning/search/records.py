@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from lightning_tuning.functional.metric_mode import MetricMode, sign_of
 from lightning_tuning.functional.search.search_result import TrialRecord, TrialState
 from lightning_tuning.search.workers import KIND, SURPLUS
 
@@ -25,9 +26,9 @@ def recorded(study: Study) -> tuple[TrialRecord, ...]:
     return tuple(_record(t) for t in run if t.user_attrs.get(KIND) != SURPLUS)
 
 
-def ranked(trials: Sequence[TrialRecord], mode: Literal["min", "max"]) -> list[TrialRecord]:
+def ranked(trials: Sequence[TrialRecord], mode: MetricMode) -> list[TrialRecord]:
     """Return the trials that came to their end, best first."""
-    sign = 1 if mode == "min" else -1
+    sign = sign_of(mode)
     whole = [trial for trial in trials if trial.state == "complete" and trial.value is not None]
     return sorted(whole, key=lambda trial: (sign * (trial.value or 0.0), trial.number))
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from lightning_tuning.findings import Finding, Scalar
+from lightning_tuning.functional.metric_mode import MetricMode, sign_of
 from lightning_tuning.functional.search.finalists import Ranking
 from lightning_tuning.functional.search.narrow import borders
 from lightning_tuning.functional.search.search_result import StageResult
@@ -21,7 +22,7 @@ def search_findings(
     ranking: Ranking,
     scores: Sequence[float],
     repeats: int,
-    mode: Literal["min", "max"],
+    mode: MetricMode,
     monitor: str,
 ) -> tuple[Finding, ...]:
     """Return findings about borders, seeds, and trials that came to nothing.
@@ -67,11 +68,11 @@ def _winner(ranking: Ranking, repeats: int, monitor: str) -> Finding:
 def _lost_on_the_way(
     stages: Sequence[StageResult],
     scores: Sequence[float],
-    mode: Literal["min", "max"],
+    mode: MetricMode,
     monitor: str,
 ) -> list[Finding]:
     """Tell of an earlier trial, of no longer training, that was better than the winner ever is."""
-    sign = 1 if mode == "min" else -1
+    sign = sign_of(mode)
     reached = min(sign * score for score in scores)
     tops = [ranked(stage.trials, mode)[0] for stage in stages]
     best = min(tops, key=lambda trial: sign * (trial.value or 0.0))
@@ -91,7 +92,7 @@ def _lost_on_the_way(
     ]
 
 
-def _borders(stages: Sequence[StageResult], mode: Literal["min", "max"]) -> list[Finding]:
+def _borders(stages: Sequence[StageResult], mode: MetricMode) -> list[Finding]:
     found = []
     for number, stage in enumerate(stages, 1):
         last = number == len(stages)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Literal, get_args
 
 from lightning_tuning.functional import checks
 
 SamplerName = Literal["random", "sobol", "tpe", "gp", "grid"]
-SAMPLERS = ("random", "sobol", "tpe", "gp", "grid")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,7 +42,7 @@ class Stage:
         checks.positive("epochs", self.epochs)
         if self.epochs > 1 and self.epochs != int(self.epochs):
             raise ValueError(f"epochs={self.epochs} must be a whole number, or below 1")
-        checks.choice("sampler", self.sampler, SAMPLERS)
+        checks.choice("sampler", self.sampler, get_args(SamplerName))
         if not checks.is_number(self.keep) or not 0 < self.keep <= 1:
             raise ValueError(f"keep={self.keep} must be above 0 and at most 1")
 

@@ -7,7 +7,7 @@ import inspect
 import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_tuning._trainer.trial_pruning import TrialPruning
+from lightning_tuning.functional.metric_mode import MetricMode
 
 MakeModel = Callable[..., LightningModule]
 MakeData = Callable[..., Any]
@@ -40,7 +41,7 @@ class Program:
     make_data: MakeData
     arguments: Mapping[str, Sequence[str]]
     monitor: str
-    mode: Literal["min", "max"]
+    mode: MetricMode
     trainer: Mapping[str, Any]
     callbacks: Callable[[], list[Callback]] | None
 
@@ -126,6 +127,7 @@ def run_trial(
     folder: pathlib.Path,
     name: str,
     report: Callable[[float, int], bool],
+    alive: Callable[[], None],
 ) -> Outcome:
     """Train once.
 
@@ -137,10 +139,11 @@ def run_trial(
         folder: Where its files go.
         name: Of its checkpoint, before the metric.
         report: Takes the metric and the epoch; returns whether to stop.
+        alive: Called about once a minute of training.
     """
     started = time.perf_counter()
     pl.seed_everything(seed, workers=True, verbose=False)
-    pruning = TrialPruning(program.monitor, program.mode, report)
+    pruning = TrialPruning(program.monitor, program.mode, report, alive)
     told = program.monitor.replace("/", "_")
     checkpoint = ModelCheckpoint(
         dirpath=folder,

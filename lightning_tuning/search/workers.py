@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
+
+from lightning_utilities.core.rank_zero import rank_zero_warn
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -16,6 +19,8 @@ if TYPE_CHECKING:
 WORKER, ALIVE, KIND, RETRY = "worker", "alive", "kind", "retry_of"
 LOST, SURPLUS = "lost", "surplus"
 _POLL = 0.5
+_DRAWING = 120.0
+"""Seconds in which a worker that has asked for a trial says that it is the one who has it."""
 
 
 class Workers:
@@ -45,13 +50,15 @@ class Workers:
             if done + running >= self._wanted and not waiting:
                 time.sleep(_POLL)
                 continue
-            trial = self._study.ask(distributions)
-            trial.set_user_attr(WORKER, [socket.gethostname(), os.getpid(), _started(os.getpid())])
-            sign_of_life(trial)
-            if not self._is_surplus(trial.number) and not self._repeats(trial):
-                return trial
-            # another worker asked at the same moment
-            self.end(trial, kind=SURPLUS)
+            with unless_taken_for_lost():
+                trial = self._study.ask(distributions)
+                me = [socket.gethostname(), os.getpid(), _started(os.getpid())]
+                trial.set_user_attr(WORKER, me)
+                sign_of_life(trial)
+                if not self._is_surplus(trial.number) and not self._repeats(trial):
+                    return trial
+                # another worker asked at the same moment
+                self.end(trial, kind=SURPLUS)
 
     def slot(self, trial: Trial) -> int:
         """Return which of the wanted ones a trial is; a retry has the place of the lost one."""
@@ -66,6 +73,12 @@ class Workers:
         for name, value in {KIND: kind, **attributes}.items():
             trial.set_user_attr(name, value)
         tell(trial, state=TrialState.FAIL)
+
+    def release(self, trial: Trial) -> None:
+        """Leave a trial that was interrupted as if this process had been killed."""
+        with contextlib.suppress(RuntimeError):  # it has ended already
+            trial.set_user_attr(WORKER, [socket.gethostname(), os.getpid(), "interrupted"])
+            trial.set_user_attr(ALIVE, 0.0)
 
     def _counts(self) -> tuple[int, int, int]:
         from optuna.trial import TrialState
@@ -97,9 +110,23 @@ class Workers:
         drawn = any(isinstance(kind, FloatDistribution) and kind.low < kind.high for kind in kinds)
         if not drawn or RETRY in trial.user_attrs:
             return False
+        while self._is_drawn_before(trial.number):
+            time.sleep(_POLL / 10)
         return any(
             other.number < trial.number and other.params == trial.params and _kind(other) != SURPLUS
             for other in self._all()
+        )
+
+    def _is_drawn_before(self, number: int) -> bool:
+        """Whether an earlier trial has no worker's name yet, so that its point may not be known."""
+        from optuna.trial import TrialState
+
+        return any(
+            trial.number < number
+            and trial.state == TrialState.RUNNING
+            and WORKER not in trial.user_attrs
+            and self._lives(trial)
+            for trial in self._all()
         )
 
     def _revive(self) -> None:
@@ -125,9 +152,9 @@ class Workers:
     def _lives(self, trial: FrozenTrial) -> bool:
         known = trial.user_attrs.get(WORKER)
         if known is None:
-            # it has only just been asked for
+            # it has only just been asked for, or its worker was killed at that moment
             begun = trial.datetime_start
-            return begun is None or time.time() - begun.timestamp() < self._stale_after
+            return begun is None or time.time() - begun.timestamp() < _DRAWING
         host, process, started = known
         if host == socket.gethostname():
             return bool(_started(process) == started)
@@ -143,12 +170,27 @@ class Workers:
 def tell(trial: Trial, value: float | None = None, *, state: TrialState | None = None) -> None:
     """Tell a study how a trial ended."""
     try:
-        trial.study.tell(trial, value, state=state)
+        trial.study.tell(trial, value, state=state, skip_if_finished=True)
     except RuntimeError as error:
         # a grid that is done wants to end a loop of Optuna's, of which there is none; the trial
         # has its state by then
         if "Study.stop" not in str(error):
             raise
+
+
+@contextlib.contextmanager
+def unless_taken_for_lost() -> Iterator[None]:
+    """Leave a trial to others, where they have not heard of this worker for too long."""
+    import optuna
+
+    try:
+        yield
+    except optuna.exceptions.UpdateFinishedTrialError:
+        rank_zero_warn(
+            "search: other workers took a trial of this one for lost, after a long silence, and try"
+            " it again; what this one made of it is dropped. Give coarse_to_fine a longer"
+            " stale_after"
+        )
 
 
 def sign_of_life(trial: Trial) -> None:

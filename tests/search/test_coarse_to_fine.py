@@ -256,7 +256,7 @@ def test_an_earlier_trial_that_was_better_is_told():
 
 def test_one_line_for_each_trial(monkeypatch):
     told = []
-    module = sys.modules["lightning_tuning.search.coarse_to_fine"]
+    module = sys.modules["lightning_tuning.search.search_run"]
     monkeypatch.setattr(module, "rank_zero_info", told.append)
     search(repeats=1, finalists=1, widenings=0)
     lines = [line for line in told if ", trial " in line]
@@ -275,22 +275,31 @@ search(slowly, stages=[Stage(trials=6, epochs=1, prune=False)], retries={retries
 """
 
 
+def in_a_trial(process):
+    """Stop a process, and let it go on where it is not in the middle of its third trial."""
+    if not pathlib.Path("found/search.log").exists():
+        return False
+    os.kill(process.pid, signal.SIGSTOP)
+    trials = next(iter(studies().values())).trials if studies() else []
+    done = [t for t in trials if t.state.is_finished()]
+    running = [t for t in trials if t.state.name == "RUNNING" and "seed" in t.user_attrs]
+    if len(done) >= 2 and running:
+        return True
+    os.kill(process.pid, signal.SIGCONT)
+    return False
+
+
 @pytest.mark.processes
 @pytest.mark.parametrize("retries", [0, 1])
 def test_after_kill_9_it_goes_on_and_loses_nothing(retries):
     root = str(pathlib.Path(__file__).parent.parent.parent)
     code = SCRIPT.format(path=root, retries=retries)
     process = subprocess.Popen([sys.executable, "-c", code])
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
+    deadline = time.monotonic() + 100
+    while not in_a_trial(process):
+        assert time.monotonic() < deadline, "no trial was met while it ran"
         time.sleep(0.05)
-        if pathlib.Path("found/search.log").exists():
-            trials = next(iter(studies().values())).trials if studies() else []
-            done = [t for t in trials if t.state.is_finished()]
-            running = [t for t in trials if t.state.name == "RUNNING" and "params" in t.user_attrs]
-            if len(done) >= 2 and running:
-                break
-    os.kill(process.pid, signal.SIGKILL)
+    process.kill()
     process.wait()
     before = studies()["search/stage-1"].trials
     result = search(slowly, stages=[Stage(trials=6, epochs=1, prune=False)], retries=retries)
@@ -303,6 +312,53 @@ def test_after_kill_9_it_goes_on_and_loses_nothing(retries):
     kept = {t.number: t.params for t in before if t.state.name == "COMPLETE"}
     assert kept.items() <= {t.number: t.params for t in whole}.items()
     assert (lost[0].params in [t.params for t in whole]) is bool(retries)
+
+
+class Interrupted(Bowl):
+    fits = 0
+
+    def on_fit_start(self):
+        Interrupted.fits += 1
+
+    def training_step(self, batch, batch_idx):
+        if Interrupted.fits == 3:
+            raise KeyboardInterrupt
+        return super().training_step(batch, batch_idx)
+
+
+def test_after_ctrl_c_the_same_process_goes_on():
+    stages = [Stage(trials=5, epochs=1, prune=False)]
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        search(Interrupted, stages=stages)
+    result = search(Interrupted, stages=stages)
+    trials = result.stages[0].trials
+    [lost] = [trial for trial in trials if trial.state == "lost"]
+    whole = [trial for trial in trials if trial.state == "complete"]
+    assert len(whole) == 5
+    assert lost.params in [trial.params for trial in whole]
+
+
+class TakenForLost(Bowl):
+    """Others mark its second trial as lost, as they would after a long silence."""
+
+    epochs = 0
+
+    def on_train_epoch_end(self):
+        TakenForLost.epochs += 1
+        if TakenForLost.epochs == 3 + 1:
+            study = studies()["search/stage-1"]
+            running = study.trials[-1]
+            study._storage.set_trial_user_attr(running._trial_id, "kind", "lost")
+            study.tell(running.number, state=optuna.trial.TrialState.FAIL)
+
+
+def test_a_trial_that_others_took_for_lost_is_left_to_them():
+    with pytest.warns(UserWarning, match="took a trial of this one for lost"):
+        result = search(TakenForLost, stages=[Stage(trials=4, epochs=3, prune=False)])
+    states = [trial.state for trial in result.stages[0].trials]
+    assert states == ["complete", "lost", "complete", "complete", "complete"]
+    # it ended at its next validation
+    assert TakenForLost.epochs == 3 + 2 + 3 * 3 + 4 * 3
 
 
 @pytest.mark.processes
