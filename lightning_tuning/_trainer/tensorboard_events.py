@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import pathlib
 import struct
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tensorboard.compat.proto.summary_pb2 import (  # type: ignore[import-untyped]
     HistogramProto,
     Summary,
 )
+from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
 
+from lightning_tuning._trainer.crc32c import masked_crc32c
 from lightning_tuning.functional.histogram import Histogram
 
 _FIRST = "events.out.tfevents.0000000000.tuning"
@@ -114,7 +117,30 @@ def _event_file(writer: Any) -> Any:
     """Return the open event file; None for what is no writer of torch's, or is not open yet."""
     from torch.utils.tensorboard import SummaryWriter
 
-    return writer.file_writer if isinstance(writer, SummaryWriter) else None
+    if not isinstance(writer, SummaryWriter):
+        return None
+    _use_fast_checksums(writer.file_writer)
+    return writer.file_writer
+
+
+def _use_fast_checksums(file: Any) -> None:
+    """Let an event file write the same bytes with our checksums.
+
+    Those of TensorBoard take 0.2 microseconds a byte and the interpreter's lock, a third of what a
+    measured step costs. A closed file has no writer, and one that is not known here keeps its own.
+    """
+    queue = getattr(getattr(file, "event_writer", None), "_async_writer", None)
+    records = getattr(queue, "_writer", None)
+    if isinstance(records, RecordWriter) and "write" not in vars(records):
+        write = records._writer.write
+        records.write = functools.partial(_write_record, write)
+
+
+def _write_record(write: Callable[[bytes], object], data: bytes) -> None:
+    """Write a record of TFRecord: length and data, each with its checksum behind it."""
+    header = struct.pack("<Q", len(data))
+    checks = [struct.pack("<I", masked_crc32c(part)) for part in (header, data)]
+    write(header + checks[0] + data + checks[1])
 
 
 def _proto(histogram: Histogram) -> HistogramProto:

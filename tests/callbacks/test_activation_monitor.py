@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from lightning_tuning import ActivationMonitor
+from lightning_tuning._trainer.activations.activation_functions import FunctionCalls
 from tests.toys import loader
 
 
@@ -115,6 +116,55 @@ def test_steps_that_are_not_measured_have_no_hooks():
     assert [step for step, count in enumerate(watch.hooks) if count] == [0, 9, 19, 29]
     assert hooks(module) == 0
     assert monitor.result.layers[0].steps == (0, 9, 19, 29)
+
+
+class Counts(torch.overrides.TorchFunctionMode):
+    """A mode of the program's own around its optimizer's steps."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.seen.append(getattr(func, "__name__", ""))
+        return func(*args, **(kwargs or {}))
+
+
+class StepsInMode(Net):
+    def __init__(self):
+        super().__init__()
+        self.mode = Counts()
+        self.left = []
+
+    def optimizer_step(self, *args, **kwargs):
+        with self.mode:
+            super().optimizer_step(*args, **kwargs)
+        self.left.append(torch.overrides._get_current_function_mode())
+
+
+def test_a_mode_of_the_programs_own_stays_on_top():
+    alone, watched = StepsInMode(), StepsInMode()
+    fit(alone)
+    monitor = ActivationMonitor(every_n_steps=1)
+    fit(watched, monitor)
+    assert watched.mode.seen == alone.mode.seen
+    assert {type(mode) for mode in watched.left} == {FunctionCalls}
+    assert torch.overrides._get_current_function_mode() is None
+    assert len(monitor.result.layers) == 3
+
+
+def test_the_optimizers_own_calls_are_not_looked_at(monkeypatch):
+    seen = []
+    own = FunctionCalls.__torch_function__
+
+    def look(self, func, types, args=(), kwargs=None):
+        seen.append(func)
+        return own(self, func, types, args, kwargs)
+
+    monkeypatch.setattr(FunctionCalls, "__torch_function__", look)
+    fit(Net(), ActivationMonitor(every_n_steps=1))
+    assert torch.nn.functional.linear in seen
+    assert torch.Tensor.add_ not in seen
 
 
 class BreaksError(Exception):

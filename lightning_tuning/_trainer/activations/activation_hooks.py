@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode
 from torch.utils.hooks import RemovableHandle
 
 from lightning_tuning._trainer.activations.activation_calls import Calls
@@ -76,6 +77,10 @@ class ActivationRecorder:
         L-BFGS, for one, evaluates its closure again at weights that it has moved.
         """
         self._on = False
+        # an optimizer calls torch many times, and a program may have put its own modes on top
+        top = _get_current_function_mode()  # type: ignore[no-untyped-call]
+        if self._mode is not None and top is self._mode:
+            self._leave_mode()
 
     def put_into_graphs(self) -> None:
         """Put hooks into compiled modules; before a graph exists."""
@@ -108,8 +113,7 @@ class ActivationRecorder:
             hook.remove()
         self._hooks = []
         if self._mode is not None:
-            mode, self._mode = self._mode, None
-            mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            self._leave_mode()
         handed_out, self._handed_out = self._handed_out, []
         for layer, output in handed_out:
             self._see(layer, None, output)
@@ -121,6 +125,11 @@ class ActivationRecorder:
         for hook in self._in_graph:
             hook.remove()
         self._in_graph = []
+
+    def _leave_mode(self) -> None:
+        mode, self._mode = self._mode, None
+        assert mode is not None
+        mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
     def read_weight_gradients(
         self, parameters: Sequence[nn.Parameter], scale: Tensor | None = None

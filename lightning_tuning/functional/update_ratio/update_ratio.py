@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -144,8 +145,11 @@ def summary(log10_ratios: Sequence[float], kinds: Sequence[str]) -> dict[str, fl
     values = [ratio for ratio, kind in pairs if kind == "weight" and math.isfinite(ratio)]
     if not values:
         return {}
-    found = np.quantile(values, (0.1, 0.5, 0.9))
-    return dict(zip(("low", "median", "high"), map(float, found), strict=True))
+    # it asks for two values
+    tenths = statistics.quantiles(
+        values if len(values) > 1 else values * 2, n=10, method="inclusive"
+    )
+    return {"low": tenths[0], "median": tenths[4], "high": tenths[8]}
 
 
 def log10_ratio(update: float, weight: float) -> float:
