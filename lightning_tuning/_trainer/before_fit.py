@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from lightning.pytorch.utilities.exceptions import _TunerExitException
+from torch import nn
 
 from lightning_tuning._trainer.object_state import ObjectState
 from lightning_tuning._trainer.random_state import kept_random_state
@@ -34,8 +35,9 @@ def run_before_fit(
 
     Raises:
         MisconfigurationException: The trainer has nothing left to train, or its strategy starts
-            processes that can't hand a result back or shards the model for good.
+            processes that can't hand a result back or shards the model for good; or it is a module.
     """
+    refuse_module(trainer)
     _refuse_strategies(trainer)
     probe = _AtTrainStart(work)
     trainer_state = _TrainerState(trainer)
@@ -64,6 +66,19 @@ def run_before_fit(
             "This trainer has nothing left to train "
             f"(max_epochs={trainer.max_epochs}, max_steps={trainer.max_steps}, "
             f"global_step={trainer.global_step}); make a new one, or raise its limit."
+        )
+
+
+def refuse_module(trainer: object) -> None:
+    """Tell of trainer and module in the wrong order.
+
+    Raises:
+        MisconfigurationException: What is to be the trainer is a module.
+    """
+    if isinstance(trainer, nn.Module):
+        raise MisconfigurationException(
+            f"trainer={type(trainer).__name__}(...) is a module: the trainer comes first, then the"
+            " module that it is to fit."
         )
 
 

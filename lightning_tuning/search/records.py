@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _FEW = 8
 """Importances of fewer trials mean nothing."""
+_ALIKE = 3
 
 
 def recorded(study: Study) -> tuple[TrialRecord, ...]:
@@ -31,6 +32,16 @@ def ranked(trials: Sequence[TrialRecord], mode: MetricMode) -> list[TrialRecord]
     sign = sign_of(mode)
     whole = [trial for trial in trials if trial.state == "complete" and trial.value is not None]
     return sorted(whole, key=lambda trial: (sign * (trial.value or 0.0), trial.number))
+
+
+def all_crashed_alike(trials: Sequence[TrialRecord]) -> bool:
+    """Whether there are three trials at least, and all have raised the same.
+
+    Then the program is at fault, not its hyperparameters.
+    """
+    errors = {trial.error for trial in trials}
+    crashed = all(trial.state == "crashed" for trial in trials)
+    return len(trials) >= _ALIKE and crashed and len(errors) == 1
 
 
 def importances(study: Study) -> Mapping[str, float]:

@@ -28,7 +28,7 @@ from lightning_tuning.search.optuna_bridge import (
     study_of,
 )
 from lightning_tuning.search.progress import progress_line, quiet_lightning
-from lightning_tuning.search.records import importances, ranked, recorded
+from lightning_tuning.search.records import all_crashed_alike, importances, ranked, recorded
 from lightning_tuning.search.search_findings import search_findings
 from lightning_tuning.search.stage import Stage
 from lightning_tuning.search.trial_run import (
@@ -88,7 +88,7 @@ class SearchRun:
             trials = self._run(study, f"stage-{number}", stage, space)
             best = ranked(trials, self.program.mode)
             if not best:
-                raise RuntimeError(_nothing(number, trials))
+                raise RuntimeError(_nothing(f"stage-{number}", trials))
             results.append(
                 StageResult(space=space, trials=trials, importances=self._importances(study))
             )
@@ -251,8 +251,16 @@ class SearchRun:
                 raise
             if study is not None:
                 rank_zero_info(progress_line(study, job.part, job.number, stage.trials))
+            self._stop_if_hopeless(study, part)
         trials = () if study is None else recorded(study)
         return tuple(self.ranks.agreed(trials))
+
+    def _stop_if_hopeless(self, study: Study | None, part: str) -> None:
+        """End a search of which every trial will raise the same."""
+        trials = () if study is None else recorded(study)
+        why = _nothing(part, trials) if all_crashed_alike(trials) else ""
+        if why := self.ranks.agreed(why):
+            raise RuntimeError(why)
 
     def _try(self, workers: Workers | None, trial: Trial | None, job: _Job, stage: Stage) -> None:
         """Run one trial on all ranks, and note how it ended."""
@@ -309,10 +317,10 @@ def _note(workers: Workers | None, trial: Trial, outcome: Outcome) -> None:
         tell(trial, outcome.value)
 
 
-def _nothing(number: int | str, trials: Sequence[TrialRecord]) -> str:
+def _nothing(part: str, trials: Sequence[TrialRecord]) -> str:
     states = [trial.state for trial in trials]
     errors = [trial.error for trial in trials if trial.error]
     told = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-    return f"stage {number}: no trial can be compared with others ({told})" + (
+    return f"{part}: no trial can be compared with others ({told})" + (
         f"; the first that raised said {errors[0]}" if errors else ""
     )

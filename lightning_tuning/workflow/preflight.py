@@ -13,7 +13,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info
 from tqdm import tqdm
 
-from lightning_tuning._trainer.before_fit import run_before_fit
+from lightning_tuning._trainer.before_fit import refuse_module, run_before_fit
 from lightning_tuning._trainer.errors import CannotProbeError
 from lightning_tuning._trainer.probe import forget_batches
 from lightning_tuning._trainer.verdict import OnFail, of_all_ranks
@@ -91,7 +91,8 @@ def preflight(
     Raises:
         ChecksFailedError: A check failed, and ``on_fail="raise"``.
         MisconfigurationException: The trainer has nothing left to train, its strategy starts its
-            processes within the fit or shards the model, or the program can't be put back.
+            processes within the fit or shards the model, the program can't be put back, or the
+            module comes first.
         ValueError: There is no check of that name, or another argument is out of its range.
 
     Example:
@@ -107,6 +108,7 @@ def preflight(
     """
     arguments.choice("on_fail", on_fail, ("warn", "raise"))
     chosen = _chosen(checks)
+    refuse_module(trainer)
     # what torch.compile returned holds the module, as trainer.fit knows
     model = getattr(model, "_orig_mod", model)
     findings: list[Finding] = []

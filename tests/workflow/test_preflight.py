@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_every
 from lightning.pytorch.loggers import CSVLogger
 from torch.nn import functional
 
+import lightning_tuning
 from lightning_tuning import (
     ChecksFailedError,
     InitialLossCheck,
@@ -238,3 +239,10 @@ def test_all_ranks_find_the_same(tmp_path):
     assert first
     assert first == second
     assert (tmp_path / "preflight" / "preflight.html").exists()
+
+
+@pytest.mark.parametrize("call", [lightning_tuning.preflight, lightning_tuning.lr_range_test])
+def test_a_module_in_the_trainers_place_is_told(call):
+    trainer = Trainer(max_epochs=1, logger=False, enable_checkpointing=False)
+    with pytest.raises(MisconfigurationException, match=r"trainer=Classifier.*comes first"):
+        call(Classifier(), trainer)
