@@ -119,7 +119,7 @@ def lr_too_low(r: Reading) -> Finding:
         moved = float(r.smooth[0] - r.smooth[-1]) / float(r.smooth[0])
         poor = 0 < moved < _SLOW_UNKNOWN and not r.metric_is_good
     # what is learnt by heart alone may be learnt slowly
-    shared = _val_falls_with(r)
+    shared = _val_falls_with(r) and not _alone_below_chance(r)
     if steady and poor and shared and not decays:
         why = "The warm-up is longer than the fit" if climbs else "The learning rate is too low"
         return answer(
@@ -131,6 +131,12 @@ def lr_too_low(r: Reading) -> Finding:
             numbers=numbers,
         )
     return answer("lr_too_low", "pass", "The loss does not creep along a line.", numbers=numbers)
+
+
+def _alone_below_chance(r: Reading) -> bool:
+    """Whether training gets below chance and validation does not."""
+    chance = r.curves.chance
+    return chance is not None and len(r.val) > 0 and r.end < chance <= r.val_end
 
 
 def loss_not_at_chance(r: Reading) -> Finding:

@@ -14,6 +14,7 @@ from lightning_tuning.functional.curves.curve_reading import Reading
 _AT_CHANCE = 0.05
 _POOR = 0.3
 _POOR_AND_WRONG = 0.5
+_CREEPS = 0.05
 _LONG_ENOUGH = 60
 _NO_LINE = 0.25
 """A line brings a fifth of its fall in its last fifth; more is a fall that gathers speed."""
@@ -84,15 +85,18 @@ def underfitting(r: Reading) -> Finding:
             numbers=numbers,
         )
     third = r.losses[-max(10, len(r.losses) // 3) :]
-    improving = r.falls(third)[0] > 0.02 * abs(r.end) and _val_falls(r) is not False
+    falls = r.falls(third)[0]
+    improving = falls > 0.02 * abs(r.end) and _val_falls(r) is not False
     # in a fit of few steps, only that it is too short can be sure
     long = len(r.losses) >= 100
     poor = long and _ends_poor(r, _POOR)
     at_a_rate = r.rates[-len(third) :].mean() >= 0.2 * r.rates.max()
     near = abs(r.val_end - r.end) < 0.15 * r.reference if len(r.val) else False
-    at_rest = not improving and near and r.val_progress is not None
-    rests = poor and at_rest
-    wrong = long and at_rest and _ends_poor(r, _POOR_AND_WRONG) and _inaccurate(r)
+    near = near and r.val_progress is not None
+    rests = poor and near and not improving
+    # at such a pace it takes ten times as long to come anywhere
+    creeps = falls < _CREEPS * abs(r.end)
+    wrong = long and near and creeps and _ends_poor(r, _POOR_AND_WRONG) and _inaccurate(r)
     improves = poor and improving and bool(at_a_rate)
     if fault := _fault(r, r.progress, improves=improves, wrong=wrong):
         return answer("underfitting", "warn", *fault, numbers=numbers)
@@ -122,8 +126,9 @@ def _fault(r: Reading, progress: float, *, improves: bool, wrong: bool) -> tuple
             "Train longer, or with a higher learning rate.",
         )
     if wrong:
+        ends = f"{r.end:.4g} in training, {r.val_end:.4g} in validation"
         return (
-            f"The losses rest at {r.end:.4g} and {r.val_end:.4g}; most answers are wrong.",
+            f"The losses hardly fall any more ({ends}), and most answers are wrong.",
             "Give the model more capacity or better inputs, or take regularization away.",
         )
     if _drowned(r):

@@ -88,6 +88,36 @@ def test_ten_steps_in_ten_epochs_are_few():
     assert not loud(learnt)
 
 
+def test_what_validates_at_chance_needs_no_higher_rate():
+    """Labels that tell nothing are learnt by heart, slowly; validation comes down to chance."""
+    generator = np.random.default_rng(8)
+    mean = CHANCE * np.linspace(1.02, 0.975, 1200)
+    train = with_noise(mean, generator, relative=0.01)
+    slow = curves(train, val=at_ends(mean), metric=np.linspace(0.1, 0.2, 15))
+    assert finding_of("lr_too_low", slow).verdict == "warn"
+    nothing = curves(train, val=CHANCE * np.linspace(1.03, 1.004, 15), metric=np.full(15, 0.1))
+    assert finding_of("lr_too_low", nothing).verdict == "pass"
+    # both come down from above chance
+    high = CHANCE * np.linspace(1.15, 1.05, 1200)
+    both = curves(with_noise(high, generator, relative=0.01), val=at_ends(high))
+    assert finding_of("lr_too_low", both).verdict == "warn"
+
+
+@pytest.mark.parametrize("pace", [0.0, 0.04, 0.15])
+def test_most_answers_wrong_where_the_loss_hardly_falls(pace):
+    """A third of a fit that brings 0.04 of the loss changes nothing; one that brings more may."""
+    generator = np.random.default_rng(7)
+    share = np.linspace(0, 1, 1500)
+    mean = (
+        CHANCE * (0.65 + 0.35 * np.exp(-20 * share)) * (1 - 3 * pace * np.maximum(share - 0.3, 0))
+    )
+    wrong, right = np.linspace(0.1, 0.32, 15), np.linspace(0.1, 0.7, 15)
+    poor = curves(with_noise(mean, generator, relative=0.03), val=at_ends(mean), metric=wrong)
+    assert ("most answers" in finding_of("underfitting", poor).message) is (pace < 0.1)
+    good = curves(with_noise(mean, generator, relative=0.03), val=at_ends(mean), metric=right)
+    assert finding_of("underfitting", good).verdict == "pass"
+
+
 def test_dropout_that_drowns_all_learning_is_named():
     generator = np.random.default_rng(6)
     mean = CHANCE * (1.05 + 0.3 * np.exp(-np.arange(600) / 100))
