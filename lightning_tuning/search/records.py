@@ -16,6 +16,16 @@ if TYPE_CHECKING:
 _FEW = 8
 """Importances of fewer trials mean nothing."""
 _ALIKE = 3
+_MISTAKES = (
+    "AttributeError",
+    "FileNotFoundError",
+    "ImportError",
+    "KeyError",
+    "MisconfigurationException",
+    "ModuleNotFoundError",
+    "NameError",
+    "TypeError",
+)
 
 
 def recorded(study: Study) -> tuple[TrialRecord, ...]:
@@ -35,13 +45,15 @@ def ranked(trials: Sequence[TrialRecord], mode: MetricMode) -> list[TrialRecord]
 
 
 def all_crashed_alike(trials: Sequence[TrialRecord]) -> bool:
-    """Whether there are three trials at least, and all have raised the same.
+    """Whether there are three trials at least, and all have raised the same mistake of a program.
 
-    Then the program is at fault, not its hyperparameters.
+    An error of another kind, such as one about memory, may depend on the hyperparameters.
     """
     errors = {trial.error for trial in trials}
     crashed = all(trial.state == "crashed" for trial in trials)
-    return len(trials) >= _ALIKE and crashed and len(errors) == 1
+    if len(trials) < _ALIKE or not crashed or len(errors) > 1:
+        return False
+    return errors.pop().split(":")[0] in _MISTAKES
 
 
 def importances(study: Study) -> Mapping[str, float]:

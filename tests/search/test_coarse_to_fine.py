@@ -106,18 +106,18 @@ def test_what_comes_of_trials_is_told():
 
 
 def test_a_search_in_which_nothing_works_says_why():
-    # the same error three times is one of the program
-    with pytest.raises(RuntimeError, match=r"stage-1: no trial.*\(3 crashed\).*of my own"):
+    with pytest.raises(RuntimeError, match=r"stage-1: no trial.*\(6 crashed\).*of my own"):
         search(lambda lr: Bowl(lr, fails_above=0.0))
-    # it goes on once that is mended
-    result = search()
-    states = [trial.state for trial in result.stages[0].trials]
-    assert states == ["crashed"] * 3 + ["complete"] * 3
 
 
-def test_a_metric_that_nobody_logs_is_told_soon():
+def test_a_mistake_of_the_program_is_told_soon():
     with pytest.raises(RuntimeError, match=r"\(3 crashed\).*'val_lost'"):
         search(monitor="val_lost")
+    with pytest.raises(RuntimeError, match=r"\(3 crashed\).*TypeError"):
+        search(lambda lr: Bowl(lr, depth=3), name="other")
+    # it goes on once that is mended
+    states = [trial.state for trial in search(name="other").stages[0].trials]
+    assert states == ["crashed"] * 3 + ["complete"] * 3
 
 
 def test_bad_trials_end_early():
