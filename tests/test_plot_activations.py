@@ -19,10 +19,10 @@ def result(layers=1, steps=30, *, grow=1.0, broken=()):
     for step in range(steps):
         rows = []
         for number in range(layers):
-            values = torch.randn(1, 2000) * grow**step
+            values = torch.randn(2000) * grow**step
             if step in broken:
                 values[:] = torch.nan
-            sampled = Sampled.from_row(histograms(values, 64)[0].tolist())
+            sampled = Sampled.from_row(histograms([values], 64)[0].tolist())
             dead = number / layers
             rows.append(
                 LayerStep(name=f"fc{number}", kind="relu", activations=sampled, dead=dead, std=1.0)

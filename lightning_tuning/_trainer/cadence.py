@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 
-from lightning_tuning._trainer.schedule_length import steps_left
+from lightning_tuning._trainer.schedule_length import steps_left, steps_per_epoch
 
 _AT_LEAST = 20
 """So many points a fit of known length gives, since rules that see three are silent."""
+_AT_MOST = 200
+"""So many are enough to see a whole fit; more would cost time, memory and event files."""
 _WITHOUT_LOGGING = 50
 
 
@@ -21,7 +25,8 @@ class Cadence:
     Args:
         trainer: A trainer in ``on_train_start``.
         every_n_steps: Optimizer steps; None for ``log_every_n_steps``, or less in a fit that is
-            so short that it would give fewer than twenty points.
+            so short that it would give fewer than twenty points, or more in one so long that it
+            would give more than two hundred.
 
     Attributes:
         every_n_steps: Optimizer steps from one measurement to the next.
@@ -50,10 +55,25 @@ class Cadence:
         return self._loop._batches_that_stepped
 
 
+def epochs_between_readings(trainer: Trainer) -> int:
+    """Return after how many epochs to look again, two hundred times in a fit at most.
+
+    Args:
+        trainer: A trainer in ``on_train_start``.
+    """
+    by_batch = not trainer.lightning_module.automatic_optimization
+    epoch = steps_per_epoch(trainer, by_batch=by_batch)
+    try:
+        left = steps_left(trainer, name="monitor", by_batch=by_batch)
+    except MisconfigurationException:
+        return 1
+    return max(1, math.ceil(left / epoch / _AT_MOST)) if epoch else 1
+
+
 def _default(trainer: Trainer, *, by_batch: bool) -> int:
     usual = int(vars(trainer)["log_every_n_steps"]) or _WITHOUT_LOGGING
     try:
         left = steps_left(trainer, name="monitor", by_batch=by_batch)
     except MisconfigurationException:
         return usual
-    return max(1, min(usual, left // _AT_LEAST))
+    return max(1, min(usual, left // _AT_LEAST), math.ceil(left / _AT_MOST))

@@ -7,8 +7,10 @@ import weakref
 from collections.abc import Mapping, Sequence
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from torch import Tensor
+
+from lightning_tuning._trainer.resting_hooks import RestingHooks
 
 _OF: weakref.WeakKeyDictionary[object, FitLosses] = weakref.WeakKeyDictionary()
 _HELD = 1000
@@ -29,6 +31,16 @@ def forget_losses(trainer: Trainer) -> None:
     _OF.pop(trainer.fit_loop, None)
 
 
+def resting_between_steps(trainer: Trainer, callback: Callback, *names: str) -> RestingHooks:
+    """Return hooks that are to rest on steps that are not measured; in ``on_train_start``.
+
+    One of the monitors has to note every loss, and its ``on_train_batch_end`` does not rest.
+    """
+    if fit_losses(trainer).are_noted_by(callback):
+        names = tuple(name for name in names if name != "on_train_batch_end")
+    return RestingHooks(trainer, callback, *names)
+
+
 class FitLosses:
     """What ``training_step`` returned, one number for each optimizer step.
 
@@ -42,24 +54,35 @@ class FitLosses:
         self._scalars: list[Tensor] = []
         self._parts: list[Tensor] = []
         self._seen = -1
+        self._noter: weakref.ref[Callback] | None = None
+
+    def are_noted_by(self, callback: Callback) -> bool:
+        """Whether this callback is to note every batch: the first that asks, in a fit."""
+        if self._noter is None:
+            self._noter = weakref.ref(callback)
+        return self._noter() is callback
 
     def note(self, trainer: Trainer, outputs: object) -> None:
-        """Take the output of a batch, in ``on_train_batch_end``; the second note is ignored."""
+        """Take the output of a batch, in ``on_train_batch_end``; the second note is ignored.
+
+        One callback must note every batch, and any that reads notes before it does.
+        """
         loop = trainer.fit_loop.epoch_loop
         if self._seen == loop.total_batch_idx:
             return
         self._seen = loop.total_batch_idx
         automatic = trainer.lightning_module.automatic_optimization
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        divided_by = trainer.accumulate_grad_batches if automatic else 1
         if isinstance(loss, Tensor) and loss.numel() == 1:
             # a module may return the same buffer each time; Lightning has copied what it drives
             self._parts.append(loss.detach() if automatic else loss.detach().clone())
-        if automatic and loop._should_accumulate():
+        if divided_by > 1 and loop._should_accumulate():
             return
         parts, self._parts = self._parts, []
         if not parts:
             return
-        self._scalars.append(_mean(parts, divided_by=trainer.accumulate_grad_batches))
+        self._scalars.append(_mean(parts, divided_by=divided_by))
         self._steps.append(loop._batches_that_stepped)
         if len(self._scalars) >= _HELD:
             self._pack(trainer)

@@ -29,7 +29,7 @@ def log_result(trainer: Trainer, check: str, result: PlottableResult) -> None:
     folder = run_folder(trainer)
     if folder is not None:
         (folder / f"{check}.json").write_text(result.to_json())
-    log_figure(trainer, f"{check}/curve", result.plot(), logged_step(trainer), file=check)
+    log_figure(trainer, f"{check}/curve", result.plot, logged_step(trainer), file=check)
 
 
 class PlottableResult(Protocol):

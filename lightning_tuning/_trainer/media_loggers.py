@@ -16,7 +16,7 @@ import numpy as np
 from lightning.pytorch import Trainer
 
 from lightning_tuning._trainer.report import real_loggers
-from lightning_tuning._trainer.tensorboard_events import write_histograms, write_png
+from lightning_tuning._trainer.tensorboard_events import write_png
 from lightning_tuning.functional.histogram import Histogram
 
 if TYPE_CHECKING:
@@ -46,11 +46,12 @@ def sinks(trainer: Trainer) -> list[Sink]:
     """Return one for each logger that takes more than numbers; none but on rank zero."""
     if not trainer.is_global_zero:
         return []
-    found = [_sink_of(logger) for logger in real_loggers(trainer)]
+    found = [sink_of(logger) for logger in real_loggers(trainer)]
     return [sink for sink in found if sink is not None]
 
 
-def _sink_of(logger: Any) -> Sink | None:
+def sink_of(logger: Any) -> Sink | None:
+    """Return what writes to a logger; None where that takes numbers alone."""
     experiment = getattr(logger, "experiment", None)
     if _knows(experiment, "add_histogram_raw", "add_image", "add_figure"):
         return TensorBoard(experiment)
@@ -74,8 +75,19 @@ class TensorBoard:
     writer: Any
 
     def histograms(self, histograms: Mapping[str, Histogram], step: int) -> None:
-        """All in one event."""
-        write_histograms(self.writer, histograms, step)
+        """Each by itself; what torch's writer takes at once does not come here."""
+        for tag, histogram in histograms.items():
+            self.writer.add_histogram_raw(
+                tag,
+                min=histogram.min,
+                max=histogram.max,
+                num=histogram.num,
+                sum=histogram.sum,
+                sum_squares=histogram.sum_squares,
+                bucket_limits=list(histogram.limits),
+                bucket_counts=list(histogram.counts),
+                global_step=step,
+            )
 
     def image(self, tag: str, image: Image, step: int) -> None:
         """As the tab "images" shows it."""

@@ -7,16 +7,17 @@ nothing that the program itself logs.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from lightning.pytorch import Callback, Trainer
 
 from lightning_tuning._trainer import custom_scalars
-from lightning_tuning._trainer.media_loggers import TensorBoard, sinks
+from lightning_tuning._trainer.media_loggers import TensorBoard, sink_of, sinks
 from lightning_tuning._trainer.report import real_loggers, run_folder
-from lightning_tuning._trainer.tensorboard_events import write_curve, write_scalars
+from lightning_tuning._trainer.tensorboard_events import write_curve, write_measured
+from lightning_tuning._trainer.without_collection import without_collection
 from lightning_tuning.functional.histogram import Histogram
 
 if TYPE_CHECKING:
@@ -25,12 +26,30 @@ if TYPE_CHECKING:
 
 def log_scalars(trainer: Trainer, values: Mapping[str, float], step: int) -> None:
     """Give numbers to every logger; in one event for TensorBoard."""
-    if not trainer.is_global_zero or not values:
+    log_measured(trainer, values, {}, step)
+
+
+def log_measured(
+    trainer: Trainer,
+    scalars: Mapping[str, float],
+    histograms: Mapping[str, Histogram],
+    step: int,
+) -> None:
+    """Give numbers to every logger, and histograms to those that take them.
+
+    All in one event for TensorBoard, whose writer opens the file for each.
+    """
+    if not trainer.is_global_zero or not (scalars or histograms):
         return
     custom_scalars.write(trainer)
     for logger in real_loggers(trainer):
-        if not write_scalars(logger, values, step):
-            logger.log_metrics(dict(values), step)
+        if write_measured(logger, scalars, histograms, step):
+            continue
+        if scalars:
+            logger.log_metrics(dict(scalars), step)
+        sink = sink_of(logger)
+        if histograms and sink is not None:
+            sink.histograms(histograms, step)
 
 
 def log_curve(trainer: Trainer, curve: Mapping[str, Sequence[float]]) -> None:
@@ -41,15 +60,6 @@ def log_curve(trainer: Trainer, curve: Mapping[str, Sequence[float]]) -> None:
     if trainer.is_global_zero:
         for logger in real_loggers(trainer):
             write_curve(logger, curve)
-
-
-def log_histograms(trainer: Trainer, histograms: Mapping[str, Histogram], step: int) -> None:
-    """Give histograms to the loggers that take them; in one event for TensorBoard."""
-    if not trainer.is_global_zero or not histograms:
-        return
-    custom_scalars.write(trainer)
-    for sink in sinks(trainer):
-        sink.histograms(histograms, step)
 
 
 def log_image(trainer: Trainer, tag: str, image: np.ndarray[Any, Any], step: int) -> None:
@@ -70,16 +80,21 @@ def log_image(trainer: Trainer, tag: str, image: np.ndarray[Any, Any], step: int
 
 
 def log_figure(
-    trainer: Trainer, tag: str, figure: Figure, step: int = 0, *, file: str | None = None
+    trainer: Trainer,
+    tag: str,
+    draw: Callable[[], Figure],
+    step: int = 0,
+    *,
+    file: str | None = None,
 ) -> None:
     """Give a figure to the loggers that take figures, and write it into the run's folder.
 
-    It is drawn once for both. Without a logger nothing is written.
+    It is drawn once for both. Without a logger nothing is drawn.
 
     Args:
         trainer: The trainer.
         tag: Its name for loggers.
-        figure: The figure.
+        draw: Makes the figure.
         step: The place on the axis of ``self.log``.
         file: Name of the PNG, without its ending; None to make one from the tag. A later figure
             replaces that before.
@@ -87,13 +102,14 @@ def log_figure(
     folder, takers = run_folder(trainer), sinks(trainer)
     if folder is None and not takers:
         return
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=120)
-    if folder is not None:
-        (folder / f"{file or _file_name(tag)}.png").write_bytes(picture.getvalue())
-    for sink in takers:
-        if not (isinstance(sink, TensorBoard) and sink.drawn(tag, picture.getvalue(), step)):
-            sink.figure(tag, figure, step)
+    with without_collection():
+        figure, picture = draw(), io.BytesIO()
+        figure.savefig(picture, format="png", dpi=120)
+        if folder is not None:
+            (folder / f"{file or _file_name(tag)}.png").write_bytes(picture.getvalue())
+        for sink in takers:
+            if not (isinstance(sink, TensorBoard) and sink.drawn(tag, picture.getvalue(), step)):
+                sink.figure(tag, figure, step)
 
 
 def takes_figures(trainer: Trainer) -> bool:

@@ -6,8 +6,9 @@ What all schedule callbacks do in their hooks; each adds only how its schedule i
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
@@ -16,7 +17,7 @@ from lightning_tuning._trainer import schedule as attaching
 from lightning_tuning._trainer.choices import log_choices, note_choices
 from lightning_tuning._trainer.groups import Group
 from lightning_tuning._trainer.learning_rates import rates_of
-from lightning_tuning._trainer.monitor_log import keeps_figures, log_figure
+from lightning_tuning._trainer.monitor_log import log_figure
 from lightning_tuning._trainer.report import logged_step, report
 from lightning_tuning._trainer.schedule_length import refuse_endless, steps_left
 from lightning_tuning._trainer.schedule_start import others_start_later, range_result
@@ -28,6 +29,9 @@ from lightning_tuning.functional.schedules.schedule_findings import (
     beginning_findings,
     replaced_finding,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 S = TypeVar("S", bound=Schedule)
 
@@ -210,11 +214,8 @@ class ScheduleRun(Generic[S]):
         self.findings += beginning_findings(self.result, beginning)
         report(trainer, self.findings)
         note_choices(trainer, max_lr=max(self.result.max_lr), total_steps=start.total_steps)
-        if keeps_figures(trainer):
-            from lightning_tuning.plots import plot_schedule
-
-            figure, at = plot_schedule(self.result), logged_step(trainer)
-            log_figure(trainer, f"{self._check}/schedule", figure, at, file=self._check)
+        tag, at = f"{self._check}/schedule", logged_step(trainer)
+        log_figure(trainer, tag, functools.partial(_drawn, plan.schedule), at, file=self._check)
 
     def follow(self, schedule: S, **state: Any) -> None:
         """Go on by another schedule from here, and keep this state for a resumed fit."""
@@ -274,3 +275,9 @@ class ScheduleRun(Generic[S]):
             if self._endless is None:
                 raise
             return self._endless
+
+
+def _drawn(schedule: Schedule) -> Figure:
+    from lightning_tuning.plots import plot_schedule
+
+    return plot_schedule(schedule)

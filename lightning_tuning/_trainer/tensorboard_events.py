@@ -22,38 +22,24 @@ from lightning_tuning.functional.histogram import Histogram
 _FIRST = "events.out.tfevents.0000000000.tuning"
 
 
-def write_scalars(logger: Any, values: Mapping[str, float], step: int) -> bool:
-    """Write scalars as ``logger.log_metrics`` names them; False where that must be called."""
+def write_measured(
+    logger: Any, scalars: Mapping[str, float], histograms: Mapping[str, Histogram], step: int
+) -> bool:
+    """Write scalars as ``logger.log_metrics`` names them, and histograms, in one event.
+
+    Returns:
+        Whether the logger writes to a file that is known here; else nothing is done.
+    """
     file = _event_file(getattr(logger, "experiment", None))
     if file is None:
         return False
     before = prefix_of(logger)
-    scalars = [
-        Summary.Value(tag=before + tag, simple_value=float(value)) for tag, value in values.items()
+    values = [
+        Summary.Value(tag=before + tag, simple_value=float(value)) for tag, value in scalars.items()
     ]
-    file.add_summary(Summary(value=scalars), step)
-    return True
-
-
-def write_histograms(writer: Any, histograms: Mapping[str, Histogram], step: int) -> None:
-    """Write histograms to a ``SummaryWriter``."""
-    file = _event_file(writer)
-    if file is None:
-        for tag, histogram in histograms.items():
-            writer.add_histogram_raw(
-                tag,
-                min=histogram.min,
-                max=histogram.max,
-                num=histogram.num,
-                sum=histogram.sum,
-                sum_squares=histogram.sum_squares,
-                bucket_limits=list(histogram.limits),
-                bucket_counts=list(histogram.counts),
-                global_step=step,
-            )
-        return
-    values = [Summary.Value(tag=tag, histo=_proto(each)) for tag, each in histograms.items()]
+    values += [Summary.Value(tag=tag, histo=_proto(each)) for tag, each in histograms.items()]
     file.add_summary(Summary(value=values), step)
+    return True
 
 
 def write_png(writer: Any, tag: str, png: bytes, step: int) -> bool:

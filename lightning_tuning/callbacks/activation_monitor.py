@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_tuning._trainer.activations.activation_watch import ActivationWatch
-from lightning_tuning._trainer.fit_losses import forget_losses
+from lightning_tuning._trainer.fit_losses import forget_losses, resting_between_steps
 from lightning_tuning._trainer.last_words import last_words
 from lightning_tuning._trainer.monitor_log import tag_suffix
 from lightning_tuning._trainer.report import report
+from lightning_tuning._trainer.resting_hooks import RestingHooks, awake
 from lightning_tuning.findings import Finding
 from lightning_tuning.functional import checks as arguments
 from lightning_tuning.functional.activations.activation_result import ActivationResult
@@ -36,7 +37,7 @@ class ActivationMonitor(Callback):
         gradients: Whether gradients are measured.
         bins: Number of bins of each histogram.
         every_n_steps: Optimizer steps from one measurement to the next; None for the trainer's
-            ``log_every_n_steps``, or less in a short fit.
+            ``log_every_n_steps``, or what gives twenty points at least and two hundred at most.
 
     Raises:
         ValueError: An argument is out of its range, or, at the start of the fit, a pattern fits no
@@ -78,10 +79,11 @@ class ActivationMonitor(Callback):
         self.findings: tuple[Finding, ...] = ()
         self.result: ActivationResult | None = None
         self._watch: ActivationWatch | None = None
+        self._hooks: RestingHooks | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to a running fit."""
-        return {**self.__dict__, "_watch": None}
+        return {**awake(vars(self)), "_watch": None, "_hooks": None}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget the fit before."""
@@ -106,13 +108,21 @@ class ActivationMonitor(Callback):
         """Begin; all states are restored at this moment."""
         if self._watch is not None:
             self._watch.start()
+            self._hooks = resting_between_steps(
+                trainer,
+                self,
+                "on_before_backward",
+                "on_before_optimizer_step",
+                "on_train_batch_end",
+            )
+            self._hooks.rest()
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Look at this step if it is to be measured."""
-        if self._watch is not None:
-            self._watch.before_batch()
+        if self._watch is not None and self._watch.before_batch() and self._hooks is not None:
+            self._hooks.wake()
 
     def on_before_backward(
         self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
@@ -139,6 +149,8 @@ class ActivationMonitor(Callback):
         """Write down what was measured."""
         if self._watch is not None:
             self.findings += self._watch.after_batch(outputs)
+            if self._hooks is not None:
+                self._hooks.rest()
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw, where there is time for it."""
@@ -164,7 +176,7 @@ class ActivationMonitor(Callback):
         self._leave()
 
     def _finish(self, trainer: Trainer) -> None:
-        watch, self._watch = self._watch, None
+        watch = self._let_go()
         if watch is None:
             return
         watch.remove()
@@ -176,9 +188,16 @@ class ActivationMonitor(Callback):
             watch.draw(self.result)
 
     def _leave(self) -> None:
-        watch, self._watch = self._watch, None
+        watch = self._let_go()
         if watch is not None:
             watch.remove()
+
+    def _let_go(self) -> ActivationWatch | None:
+        hooks, self._hooks = self._hooks, None
+        if hooks is not None:
+            hooks.end()
+        watch, self._watch = self._watch, None
+        return watch
 
 
 def _are_names(layers: object) -> bool:

@@ -8,11 +8,17 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from lightning_tuning._trainer.cadence import epochs_between_readings
 from lightning_tuning._trainer.filters.filter_watch import FilterWatch
-from lightning_tuning._trainer.fit_losses import fit_losses, forget_losses
+from lightning_tuning._trainer.fit_losses import (
+    fit_losses,
+    forget_losses,
+    resting_between_steps,
+)
 from lightning_tuning._trainer.last_words import last_words
 from lightning_tuning._trainer.monitor_log import tag_suffix
 from lightning_tuning._trainer.report import report
+from lightning_tuning._trainer.resting_hooks import RestingHooks, awake
 from lightning_tuning.findings import Finding
 from lightning_tuning.functional import checks as arguments
 from lightning_tuning.functional.filters.filter_findings import filters_noisy
@@ -30,8 +36,9 @@ class FilterMonitor(Callback):
     Args:
         layer: Path of the layer in the module, such as ``"net.conv1"``; None for the first one
             with filters that a training step calls.
-        every_n_epochs: Epochs from one reading to the next. Pictures are left out where they would
-            take more than 0.3 % of the fit's time, the first and the last aside.
+        every_n_epochs: Epochs from one reading to the next; None for each epoch, or fewer in a fit
+            of more than two hundred. Pictures are left out where they would take more than 0.3 %
+            of the fit's time, the first and the last aside.
         image_shape: Shape of the image that a fully connected layer sees, such as ``[28, 28]`` or
             ``[3, 32, 32]``; None to take it from the batch.
 
@@ -56,10 +63,11 @@ class FilterMonitor(Callback):
         self,
         layer: str | None = None,
         *,
-        every_n_epochs: int = 1,
+        every_n_epochs: int | None = None,
         image_shape: Sequence[int] | None = None,
     ) -> None:
-        arguments.at_least("every_n_epochs", every_n_epochs, 1)
+        if every_n_epochs is not None:
+            arguments.at_least("every_n_epochs", every_n_epochs, 1)
         if image_shape is not None and not _is_shape(image_shape):
             raise ValueError(
                 f"image_shape={image_shape!r} must be a list of two or three positive sizes"
@@ -72,10 +80,12 @@ class FilterMonitor(Callback):
         self.findings: tuple[Finding, ...] = ()
         self.result: FilterResult | None = None
         self._watch: FilterWatch | None = None
+        self._hooks: RestingHooks | None = None
+        self._every = 1
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to a running fit."""
-        return {**self.__dict__, "_watch": None}
+        return {**awake(vars(self)), "_watch": None, "_hooks": None}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget the fit before."""
@@ -85,12 +95,16 @@ class FilterMonitor(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin."""
+        self._every = self.every_n_epochs or epochs_between_readings(trainer)
         self._watch = FilterWatch(
             trainer,
             pl_module,
             layer=self.layer,
             image_shape=self.image_shape,
             suffix=tag_suffix(trainer, self),
+        )
+        self._hooks = resting_between_steps(
+            trainer, self, "on_train_batch_start", "on_before_backward", "on_train_batch_end"
         )
 
     def on_train_batch_start(
@@ -114,10 +128,12 @@ class FilterMonitor(Callback):
         fit_losses(trainer).note(trainer, outputs)
         if self._watch is not None:
             self._watch.after_forward()
+            if self._hooks is not None and self._watch.looked:
+                self._hooks.rest()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Read the weights."""
-        if self._watch is not None and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+        if self._watch is not None and (trainer.current_epoch + 1) % self._every == 0:
             self._watch.read()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -137,16 +153,23 @@ class FilterMonitor(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let go of the module."""
+        self._wake()
         if self._watch is not None:
             self._watch.close()
             self._watch = None
 
     def _settle(self, trainer: Trainer, watch: FilterWatch) -> None:
         watch.close()
+        self._wake()
         self._watch = None
         self.result = watch.result
         self.findings = filters_noisy(watch.evidence())
         report(trainer, self.findings)
+
+    def _wake(self) -> None:
+        hooks, self._hooks = self._hooks, None
+        if hooks is not None:
+            hooks.end()
 
 
 def _is_shape(value: object) -> bool:

@@ -9,10 +9,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from lightning_tuning._trainer.curves.curves import CurveRecorder
-from lightning_tuning._trainer.fit_losses import forget_losses
+from lightning_tuning._trainer.fit_losses import fit_losses, forget_losses
 from lightning_tuning._trainer.last_words import last_words
 from lightning_tuning._trainer.logger import log_result
 from lightning_tuning._trainer.report import logged_step, report
+from lightning_tuning._trainer.resting_hooks import RestingHooks, awake
 from lightning_tuning._trainer.verdict import OnFail
 from lightning_tuning.findings import ChecksFailedError, Finding
 from lightning_tuning.functional import checks as arguments
@@ -75,6 +76,7 @@ class LossCurveDiagnosis(Callback):
         self._curves: Curves | None = None
         self._unfinished: list[list[float]] = []
         self._recorder: CurveRecorder | None = None
+        self._hooks: RestingHooks | None = None
 
     @functools.cached_property
     def state_key(self) -> str:
@@ -87,6 +89,10 @@ class LossCurveDiagnosis(Callback):
             self.result, self.findings, self._curves, self._unfinished = None, (), None, []
             forget_losses(trainer)
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take it over to note the losses, before other monitors begin, which need not then."""
+        fit_losses(trainer).are_noted_by(self)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin a record, or go on with that of the checkpoint."""
         self._recorder = CurveRecorder(
@@ -96,6 +102,9 @@ class LossCurveDiagnosis(Callback):
             val_metric=self.val_metric,
             earlier=self._curves,
             unfinished=self._unfinished,
+        )
+        self._hooks = RestingHooks(
+            trainer, self, "on_validation_batch_start", "on_validation_batch_end"
         )
 
     def on_train_batch_start(
@@ -140,6 +149,8 @@ class LossCurveDiagnosis(Callback):
         """Take what was seen."""
         if self._recorder is not None:
             self._recorder.validation_batch_end()
+            if self._hooks is not None:
+                self._hooks.rest()  # only the first one is looked at
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note what validation has logged."""
@@ -174,6 +185,7 @@ class LossCurveDiagnosis(Callback):
         if recorder is None:
             return
         recorder.close()
+        self._wake()
         with last_words(self):
             if trainer.world_size == 1:
                 recorder.read()
@@ -181,6 +193,7 @@ class LossCurveDiagnosis(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let go of the trainer."""
+        self._wake()
         if self._recorder is not None:
             self._recorder.close()
             self._recorder = None
@@ -201,11 +214,12 @@ class LossCurveDiagnosis(Callback):
         self._unfinished = state_dict.get("unfinished", [])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_recorder": None}
+        return {**awake(vars(self)), "_recorder": None, "_hooks": None}
 
     def _finish(self, trainer: Trainer, curves: Curves) -> None:
         assert self._recorder is not None
         self._recorder.close()
+        self._wake()
         self._curves, self._unfinished = curves, self._recorder.record.unfinished
         self._recorder = None
         told = self.findings
@@ -213,6 +227,11 @@ class LossCurveDiagnosis(Callback):
         self.findings = (*told, *(f for f in found if f.code not in {t.code for t in told}))
         self.result = LossCurveResult(curves=curves, findings=self.findings)
         report(trainer, self.findings[len(told) :])
+
+    def _wake(self) -> None:
+        hooks, self._hooks = self._hooks, None
+        if hooks is not None:
+            hooks.end()
 
     def _raise_if_asked(self) -> None:
         failed = [finding for finding in self.findings if finding.verdict == "fail"]

@@ -8,8 +8,9 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
-from lightning_tuning._trainer.fit_losses import forget_losses
+from lightning_tuning._trainer.fit_losses import forget_losses, resting_between_steps
 from lightning_tuning._trainer.last_words import last_words
+from lightning_tuning._trainer.resting_hooks import RestingHooks, awake
 from lightning_tuning._trainer.update_ratio.update_record import UpdateRecord
 from lightning_tuning.findings import Finding
 from lightning_tuning.functional import checks as arguments
@@ -30,7 +31,8 @@ class UpdateRatioMonitor(Callback):
 
     Args:
         every_n_steps: Optimizer steps from one measurement to the next (batches under manual
-            optimization); None for the trainer's ``log_every_n_steps``, or less in a short fit.
+            optimization); None for the trainer's ``log_every_n_steps``, or what gives twenty
+            points at least and two hundred at most.
         include: A regular expression, to be found in the names of those parameters that are to be
             measured, such as ``"encoder|head"``; None for all that an optimizer holds.
 
@@ -60,9 +62,10 @@ class UpdateRatioMonitor(Callback):
         self.result: UpdateRatioResult | None = None
         self.findings: tuple[Finding, ...] = ()
         self._record: UpdateRecord | None = None
+        self._hooks: RestingHooks | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_record": None}
+        return {**awake(vars(self)), "_record": None, "_hooks": None}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget the fit before."""
@@ -75,13 +78,17 @@ class UpdateRatioMonitor(Callback):
         self._record = UpdateRecord(
             trainer, pl_module, self, every_n_steps=self.every_n_steps, include=self.include
         )
+        self._hooks = resting_between_steps(
+            trainer, self, "on_before_optimizer_step", "on_train_batch_end"
+        )
+        self._hooks.rest()
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Watch the step of this batch, if it is to be measured."""
-        if self._record is not None:
-            self._record.begin_batch()
+        if self._record is not None and self._record.begin_batch() and self._hooks is not None:
+            self._hooks.wake()
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
@@ -96,6 +103,8 @@ class UpdateRatioMonitor(Callback):
         """Log what was measured."""
         if self._record is not None:
             self.findings += self._record.end_batch(outputs)
+            if self._hooks is not None and not self._record.updates.watching:
+                self._hooks.rest()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw what was measured so far, if that is cheap."""
@@ -119,6 +128,9 @@ class UpdateRatioMonitor(Callback):
 
     def _finish(self, *, interrupted: bool = False) -> None:
         record, self._record = self._record, None
+        hooks, self._hooks = self._hooks, None
+        if hooks is not None:
+            hooks.end()
         if record is not None:
             self.result, findings = record.finish(self.findings, interrupted=interrupted)
             self.findings += findings

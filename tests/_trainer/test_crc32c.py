@@ -3,6 +3,7 @@
 import functools
 import pathlib
 import random
+from types import SimpleNamespace
 
 import pytest
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
@@ -10,7 +11,7 @@ from tensorboard.compat.tensorflow_stub import pywrap_tensorflow
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_tuning._trainer.crc32c import crc32c, masked_crc32c
-from lightning_tuning._trainer.tensorboard_events import write_histograms
+from lightning_tuning._trainer.tensorboard_events import write_measured
 from lightning_tuning.functional.histogram import Histogram
 
 
@@ -53,7 +54,7 @@ def test_event_files_have_the_same_bytes(tmp_path, monkeypatch):
     for own in (True, False):
         writer = SummaryWriter(tmp_path / str(own))
         if own:
-            write_histograms(writer, {"some": histogram}, 3)
+            write_measured(SimpleNamespace(experiment=writer), {}, {"some": histogram}, 3)
             records = writer.file_writer.event_writer._async_writer._writer
             assert isinstance(vars(records)["write"], functools.partial)
         else:

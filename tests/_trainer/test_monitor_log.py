@@ -18,13 +18,13 @@ from lightning_tuning._trainer.logger import log_result
 from lightning_tuning._trainer.monitor_log import (
     chart,
     log_figure,
-    log_histograms,
     log_image,
+    log_measured,
     log_scalars,
     tag_suffix,
     takes_figures,
 )
-from lightning_tuning._trainer.tensorboard_events import write_histograms
+from lightning_tuning._trainer.tensorboard_events import write_measured
 from lightning_tuning.functional.histogram import Histogram
 from tests.processes import run_on_ranks
 from tests.toys import Classifier, loader
@@ -48,9 +48,9 @@ def events(logger):
 
 def log_all(trainer, step):
     log_scalars(trainer, {"ratio/a": -3.0, "ratio/b": float("nan")}, step)
-    log_histograms(trainer, {"gradients/a": COUNTED, "gradients/b": COUNTED}, step)
+    log_measured(trainer, {}, {"gradients/a": COUNTED, "gradients/b": COUNTED}, step)
     log_image(trainer, "filters/a b", IMAGE, step)
-    log_figure(trainer, "map/a", Figure((2, 1)), step)
+    log_figure(trainer, "map/a", lambda: Figure((2, 1)), step)
 
 
 # ---------------------------------------------------------------------------------- TensorBoard
@@ -82,15 +82,16 @@ def test_all_values_of_a_step_are_one_event():
     trainer = trainer_with(logger)
     add = logger.experiment.file_writer.add_event
     logger.experiment.file_writer.add_event = lambda *given: (written.append(given), add(*given))
-    log_scalars(trainer, {f"ratio/{i}": float(i) for i in range(100)}, 1)
-    log_histograms(trainer, {f"gradients/{i}": COUNTED for i in range(100)}, 1)
-    assert len(written) == 2
-    assert len(events(logger).Tags()["scalars"]) == 100
+    scalars = {f"ratio/{i}": float(i) for i in range(100)}
+    log_measured(trainer, scalars, {f"gradients/{i}": COUNTED for i in range(50)}, 1)
+    assert len(written) == 1
+    found = events(logger).Tags()
+    assert (len(found["scalars"]), len(found["histograms"])) == (100, 50)
 
 
 def test_its_histograms_are_those_that_torch_writes():
     with SummaryWriter("ours") as ours, SummaryWriter("theirs") as theirs:
-        write_histograms(ours, {"a": COUNTED}, 2)
+        assert write_measured(types.SimpleNamespace(experiment=ours), {}, {"a": COUNTED}, 2)
         theirs.add_histogram_raw("a", 1.5, 3.0, 4, 7.0, 20.0, [1.0, 2.0, 3.0], [0, 3, 1], 2)
     first, second = (EventAccumulator(at).Reload().Histograms("a")[0] for at in ("ours", "theirs"))
     assert (first.step, first.histogram_value) == (second.step, second.histogram_value)
@@ -111,9 +112,9 @@ def test_a_writer_that_was_closed_is_opened_again():
     trainer = trainer_with(logger)
     for step in (1, 2):
         log_scalars(trainer, {"a": 1.0}, step)
-        log_histograms(trainer, {"h": COUNTED}, step)
+        log_measured(trainer, {}, {"h": COUNTED}, step)
         logger.experiment.close()
-        log_histograms(trainer, {"h": COUNTED}, step + 10)
+        log_measured(trainer, {}, {"h": COUNTED}, step + 10)
         logger.experiment.close()
     # files of one second are read by their names, where the tenth comes before the second
     assert {event.step for event in events(logger).Scalars("a")} == {1, 2}
@@ -274,7 +275,7 @@ def test_wandb_gets_512_bins_at_most(monkeypatch):
         sum_squares=(values**2).sum(),
     )
     logger = WandB()
-    log_histograms(trainer_with(logger), {"a": fine}, 0)
+    log_measured(trainer_with(logger), {}, {"a": fine}, 0)
     merged, bounds = logger.metrics[0][0]["a"]
     assert len(merged) == len(bounds) - 1 <= 512
     assert bounds[-1] == edges[-1]
@@ -298,7 +299,7 @@ def test_comet_gets_a_sample_of_very_many():
     many = Histogram(
         limits=(1.0, 2.0), counts=(3_000_000, 1), min=0, max=2, num=3e6, sum=1, sum_squares=1
     )
-    log_histograms(trainer_with(logger), {"a": many}, 0)
+    log_measured(trainer_with(logger), {}, {"a": many}, 0)
     values = logger.experiment.calls[0][1]
     assert len(values) == 100_001
     assert values[-1] == 1.5
@@ -385,7 +386,7 @@ def test_nothing_is_said_of_nothing():
     logger = WandB()
     trainer = trainer_with(logger)
     log_scalars(trainer, {}, 0)
-    log_histograms(trainer, {}, 0)
+    log_measured(trainer, {}, {}, 0)
     assert logger.metrics == []
 
 

@@ -106,7 +106,7 @@ def test_it_reads_the_weights_before_the_first_step_and_at_the_ends_of_epochs():
         np.testing.assert_array_equal(filters, weights)
 
 
-def test_every_n_epochs_and_the_end():
+def test_every_n_epochs_and_the_end():  # six steps an epoch
     monitor = FilterMonitor(every_n_epochs=2)
     fit(Net(), monitor, max_epochs=5)
     assert monitor.result.steps == (0, 12, 24, 30)

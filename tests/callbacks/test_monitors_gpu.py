@@ -1,5 +1,7 @@
 """Monitors on a GPU: between measured steps nothing waits for it, and nothing is changed."""
 
+import contextlib
+
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
@@ -10,6 +12,7 @@ from lightning_tuning import (
     LossCurveDiagnosis,
     UpdateRatioMonitor,
 )
+from tests.callbacks.between_steps import Between
 from tests.toys import Classifier, Manual, loader
 
 pytestmark = [
@@ -20,12 +23,6 @@ pytestmark = [
 ]
 QUIET = dict.fromkeys(
     ("enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
-)
-EACH_BATCH = (
-    "on_train_batch_start",
-    "on_before_backward",
-    "on_before_optimizer_step",
-    "on_train_batch_end",
 )
 
 
@@ -53,41 +50,32 @@ def fitted(module, callbacks, **settings):
     seed_everything(1, verbose=False)
     noted = Noted()
     trainer = Trainer(
-        max_epochs=4,
         devices=1,
         logger=False,
         callbacks=[*callbacks, noted],
-        **{"accelerator": "gpu", **QUIET, **settings},
+        **{"accelerator": "gpu", "max_epochs": 4, **QUIET, **settings},
     )
     trainer.fit(module(), loader(samples=96), loader())
     return trainer, torch.stack(noted.losses).tolist() if noted.losses else []
 
 
+@contextlib.contextmanager
+def cuda_raises():
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
-def test_no_step_in_between_waits_for_the_device(precision, monkeypatch):
-    """Only the first step and every thousandth are measured; CUDA raises if another one waits."""
-    counts = {"calls": 0}
-
-    def watched(original):
-        def run(self, trainer, *args, **kwargs):
-            if trainer.global_step < 3:
-                return original(self, trainer, *args, **kwargs)
-            before = torch.cuda.get_sync_debug_mode()
-            torch.cuda.set_sync_debug_mode("error")
-            try:
-                counts["calls"] += 1
-                return original(self, trainer, *args, **kwargs)
-            finally:
-                torch.cuda.set_sync_debug_mode(before)
-
-        return run
-
-    for cls in (UpdateRatioMonitor, ActivationMonitor, FilterMonitor, LossCurveDiagnosis):
-        for name in EACH_BATCH:
-            if name in vars(cls):
-                monkeypatch.setattr(cls, name, watched(getattr(cls, name)))
-    fitted(Classifier, monitors(1000), precision=precision, log_every_n_steps=1000)
-    assert counts["calls"] > 300
+@pytest.mark.parametrize("module", [Classifier, Manual])
+def test_no_step_in_between_waits_for_the_device(module, precision, monkeypatch):
+    between = Between(cuda_raises)
+    between.watch(monkeypatch)
+    fitted(module, [*monitors(1000), between], precision=precision, **between.settings)
+    assert between.calls > 150
 
 
 @pytest.mark.parametrize("module", [Classifier, Manual])

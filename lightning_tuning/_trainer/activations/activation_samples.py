@@ -14,7 +14,7 @@ from lightning_tuning.functional.activations.activation_step import Sampled
 
 
 class Histograms:
-    """Samples of equal length are counted together."""
+    """Samples of about equal length are counted together."""
 
     def __init__(self, transfer: OneTransfer, bins: int) -> None:
         self._transfer = transfer
@@ -27,14 +27,16 @@ class Histograms:
         if not samples:
             return None
         whole = samples[0] if len(samples) == 1 else torch.cat(list(samples))
-        group = self._waiting[whole.device, whole.numel()]
+        # so rows are no more than twice as long as what is in them
+        key = whole.device, whole.numel().bit_length()
+        group = self._waiting[key]
         group.append(whole)
-        return (whole.device, whole.numel()), len(group) - 1
+        return key, len(group) - 1
 
     def count(self) -> None:
         """Count all on the device."""
         for key, group in self._waiting.items():
-            self._places[key] = self._transfer.put(histograms(torch.stack(group), self._bins))
+            self._places[key] = self._transfer.put(histograms(group, self._bins))
 
     def read(
         self, place: tuple[tuple[torch.device, int], int] | None, numbers: list[list[float]]

@@ -83,10 +83,10 @@ class ActivationWatch:
         self._record = ActivationRecord(self._cadence.every_n_steps)
         self._writer.start(self._trainer)
 
-    def before_batch(self) -> None:
-        """Look at the batch that begins if its step is to be measured."""
+    def before_batch(self) -> bool:
+        """Look at the batch that begins if its step is to be measured; returns whether it is."""
         if self._cadence is None or self._record is None or not self._cadence.due():
-            return
+            return False
         self._measuring, self._scale = True, None
         self._recorder.inputs = not self._record.steps()
         self._recorder.begin()
@@ -95,6 +95,7 @@ class ActivationWatch:
             for optimizer in self._trainer.optimizers:
                 hook = optimizer.register_step_pre_hook(self._stepping())
                 self._pre_hooks.append(hook)
+        return True
 
     def before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Take the gradients of weights; they are unscaled and not clipped yet."""

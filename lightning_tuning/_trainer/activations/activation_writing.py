@@ -12,8 +12,7 @@ from lightning_tuning._trainer.monitor_log import (
     chart,
     keeps_figures,
     log_figure,
-    log_histograms,
-    log_scalars,
+    log_measured,
     takes_figures,
 )
 from lightning_tuning._trainer.report import logged_step, real_loggers, run_folder
@@ -78,8 +77,7 @@ class ActivationWriter:
             add("gradients", layer.name, layer.gradients)
         for weight in step.weights:
             add("weight_gradients", weight.name, weight.gradients)
-        log_scalars(trainer, scalars, step.step)
-        log_histograms(trainer, histograms, step.step)
+        log_measured(trainer, scalars, histograms, step.step)
 
     def draw_in_between(self, trainer: Trainer, record: ActivationRecord) -> None:
         """Draw if it takes 0.3 % of the time at most; all ranks may call it."""
@@ -98,7 +96,7 @@ class ActivationWriter:
 
     def _draw(self, trainer: Trainer, result: ActivationResult) -> None:
         tag, step = f"{self._tag}/layers", logged_step(trainer)
-        log_figure(trainer, tag, result.plot(), step, file=self._tag)
+        log_figure(trainer, tag, result.plot, step, file=self._tag)
 
     @property
     def _tag(self) -> str:

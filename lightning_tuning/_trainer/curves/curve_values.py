@@ -124,6 +124,8 @@ def largest_rate(
         due: Whether this step is measured.
     """
     found = [group["lr"] for o in optimizers for group in o.param_groups if "lr" in group]
+    if not any(isinstance(rate, Tensor) for rate in found):
+        return float(max(found, default=0.0))
     away = [rate for rate in found if _is_away(rate)]
     if away and not due:
         return before

@@ -81,7 +81,8 @@ class CurveRecorder:
 
     def batch_end(self, outputs: Any) -> bool:
         """Note the loss; whether something was read from the device."""
-        self._calls.end_batch(outputs, accumulated(self.trainer))
+        if not self._calls.done:
+            self._calls.end_batch(outputs, accumulated(self.trainer))
         if self._train_metric is None:
             self._rates[self._cadence.step] = self._rate
         elif self._due:

@@ -94,6 +94,11 @@ class FilterWatch:
         self._waiting = (self._steps, read_weight(self._layer), search.inputs)
 
     @property
+    def looked(self) -> bool:
+        """Whether the layer was looked for, so that batches have nothing more to show."""
+        return self._search is not None and not self._search.watching
+
+    @property
     def _steps(self) -> int:
         return int(self._trainer.fit_loop.epoch_loop._batches_that_stepped)
 

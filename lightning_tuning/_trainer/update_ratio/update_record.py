@@ -72,14 +72,15 @@ class UpdateRecord:
         self._told_non_finite = False
         chart(trainer, self._layout())
 
-    def begin_batch(self) -> None:
-        """Watch this batch, if its step is to be measured."""
+    def begin_batch(self) -> bool:
+        """Watch this batch, if its step is to be measured; returns whether it is watched."""
         self._due = self._cadence.due()
         if self._due:
             self._latest_due = self._cadence.step
             self.updates.watch()
         elif self.updates.watching and self._cadence.step - self._latest_due > _MOST_BATCHES:
             self.updates.stop()
+        return self.updates.watching
 
     def end_batch(self, outputs: object) -> tuple[Finding, ...]:
         """Log what was measured; return what must be said at once."""
@@ -141,7 +142,7 @@ class UpdateRecord:
                 f"update_ratio_map{self._suffix}/all",
                 f"{UPDATE_RATIO_MONITOR}{self._suffix}",
             )
-            log_figure(self._trainer, tag, result.plot(), result.steps[-1], file=file)
+            log_figure(self._trainer, tag, result.plot, result.steps[-1], file=file)
 
     def _result(self) -> UpdateRatioResult:
         known = self.updates.tracked.known

@@ -16,9 +16,9 @@ class Sampled:
 
     Attributes:
         rms: Root mean square of the sample, the unit of the bins.
-        low: Its smallest value.
-        high: Its largest value.
-        total: Its sum.
+        low: Its smallest finite value.
+        high: Its largest finite value.
+        total: The sum of these.
         non_finite: How many of its values are not finite.
         counts: Of each bin.
     """

@@ -98,9 +98,13 @@ class CurveRecord:
         return [list(step) for step in self._open]
 
     def _close(self) -> None:
-        steps, values, rates = zip(*self._open, strict=True)
-        mean: Array = np.asarray([values, rates], float).mean(axis=1)
-        self._points.append((steps[-1], float(mean[0]), max(values), float(mean[1])))
+        if len(self._open) == 1:
+            step, value, rate = self._open[0]
+            self._points.append((step, value, value, rate))
+        else:
+            steps, values, rates = zip(*self._open, strict=True)
+            mean: Array = np.asarray([values, rates], float).mean(axis=1)
+            self._points.append((steps[-1], float(mean[0]), max(values), float(mean[1])))
         self._open = []
         if len(self._points) >= _POINTS:
             pairs = zip(self._points[::2], self._points[1::2], strict=True)

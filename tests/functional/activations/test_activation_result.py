@@ -19,7 +19,7 @@ from lightning_tuning.functional.activations.activation_step import (
 
 
 def sampled(values, bins=16):
-    return Sampled.from_row(histograms(values[None], bins)[0].tolist())
+    return Sampled.from_row(histograms([values], bins)[0].tolist())
 
 
 def step(number, loss=1.0, **fields):

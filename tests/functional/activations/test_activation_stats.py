@@ -52,20 +52,21 @@ def test_a_histogram_keeps_its_shape_under_scale_and_turns_with_the_sign():
 
 
 def test_many_rows_are_counted_as_each_alone():
-    rows = torch.randn(3000, 257)
+    rows = [torch.randn(257 - number % 100) for number in range(3000)]
     together = histograms(rows, 64)
-    alone = torch.cat([histograms(row[None], 64) for row in rows])
-    assert torch.equal(together[:, :FACTS], alone[:, :FACTS])
-    # a place of row 128 is rounded to 1/2000 of a bin
-    assert (together[:, FACTS:] - alone[:, FACTS:]).abs().sum() < 0.002 * rows.numel()
-    assert (together[:, FACTS:].sum(1) == 257).all()
+    alone = torch.cat([histograms([row], 64) for row in rows])
+    # sums of floats depend on how many are added at once
+    torch.testing.assert_close(together[:, :FACTS], alone[:, :FACTS], rtol=1e-6, atol=1e-5)
+    # so a value next to an edge may change sides
+    assert (together[:, FACTS:] - alone[:, FACTS:]).abs().sum() < 1e-4 * 3000 * 257
+    assert together[:, FACTS:].sum(1).tolist() == [len(row) for row in rows]
 
 
 def test_values_that_are_not_finite_count_nowhere():
     row = histograms(torch.tensor([[1.0, -1.0, math.nan, math.inf, -math.inf, 0.5]]), 8)[0]
     assert row[4] == 3
     assert row[FACTS:].sum() == 3
-    assert not torch.isfinite(row[1])
+    assert row[1:3].tolist() == [-1.0, 1.0]
     zeros = histograms(torch.zeros(1, 10), 8)[0]
     assert zeros[0] == 0
     assert zeros[FACTS:].sum() == 10
