@@ -148,4 +148,5 @@ def _draw(axes: Axes, layer: LayerHistory, *, detailed: bool) -> None:
     places = [-math.log1p(s) for s in sizes] + [0.0] + [math.log1p(s) for s in sizes]
     labels = [f"{-s * unit:.2g}" for s in sizes] + ["0"] + [f"{s * unit:.2g}" for s in sizes]
     axes.set_yticks(places, labels)
+    axes.locator_params("x", nbins=3)  # ticks are most of the time that a figure takes
     axes.tick_params(labelsize=6)
