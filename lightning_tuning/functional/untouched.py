@@ -13,6 +13,11 @@ _AFFINE = (
 )
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 _MANY = 64
+_LEAST, _PART = 4, 256
+_ERRORS = 4.5
+"""Standard errors that a random table keeps within."""
+_EDGE = 1.08
+"""Random tables of 256 numbers and more stay below 1.07 of the edge, trained ones leave it soon."""
 
 
 @torch.no_grad()
@@ -22,6 +27,9 @@ def untouched(layer: nn.Module) -> bool | None:
     torch draws the weights and biases of linear, convolutional and recurrent layers uniformly from
     :math:`\pm 1/\sqrt{n}` (n inputs of a unit), biases written by hand are zero, embeddings are
     standard normal, and norms start at one and zero. Training leaves none of that in place.
+    Embeddings are often drawn anew at another scale: then they are as independent as before, and
+    their largest singular value is :math:`\sigma(\sqrt{m} + \sqrt{n})` (Marchenko and Pastur),
+    while each step that trains them adds a direction.
 
     Args:
         layer: A module; only its own parameters are looked at, not those of its parts.
@@ -51,8 +59,8 @@ def untouched(layer: nn.Module) -> bool | None:
         return all(_fills(p, bound) for p in layer.parameters())
     if isinstance(layer, _NORMS) and isinstance(layer.weight, Tensor):
         return bool((layer.weight == 1).all()) and _is_zero(layer.bias)
-    if isinstance(layer, nn.Embedding):
-        return _is_normal(layer.weight)
+    if isinstance(layer, nn.Embedding | nn.EmbeddingBag):
+        return _is_normal(layer.weight) or _is_drawn(layer.weight)
     return None
 
 
@@ -71,6 +79,28 @@ def _fills(tensor: Tensor, bound: float) -> bool:
     # mean square of the uniform distribution: a third; six standard errors around it
     error = 6 * math.sqrt(4 / 45 / len(values))
     return abs(float((values / bound).square().mean()) - 1 / 3) < error
+
+
+def _is_drawn(weight: Tensor) -> bool | None:
+    """Whether a table holds independent normal or uniform values of any scale around zero."""
+    rows, columns = (_PART if size > _PART else size for size in weight.shape)
+    if min(rows, columns) < _LEAST or rows * columns < 4 * _MANY:
+        return None
+    # a part of independent values is independent too
+    values = weight.detach()[:rows, :columns].double()
+    values = values[values.square().sum(1) > 0]  # a row for padding is zero
+    scale = values.square().mean().sqrt()
+    if not scale > 0:
+        return False
+    scaled, number = values / scale, values.numel()
+    excess = (float(scaled.pow(4).mean()) - 3) * math.sqrt(number / 24)
+    uniform = abs(float(scaled.pow(4).mean()) - 1.8) * math.sqrt(number / 24)
+    edge = math.sqrt(len(values)) + math.sqrt(columns)
+    return (
+        abs(float(scaled.mean())) * math.sqrt(number) < _ERRORS
+        and (abs(excess) < _ERRORS or uniform < 1.5)
+        and float(torch.linalg.svdvals(scaled)[0]) < _EDGE * edge
+    )
 
 
 def _is_normal(weight: Tensor) -> bool | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,8 @@ from lightning_tuning.functional.wiring.wiring_parameters import Rescue
 
 _WATCHED = 20
 _SECONDS = 10.0
+_LONGER = 4
+"""So many times longer are trainings that are to tell a slow one from none."""
 _FEW = 3
 _KNOWN: weakref.WeakKeyDictionary[object, WatchedSteps] = weakref.WeakKeyDictionary()
 
@@ -93,6 +96,7 @@ def rescued(
     *,
     prepare: Callable[[], None] | None = None,
     watch: Sequence[Watch] = (),
+    patient: bool = False,
 ) -> Rescue | None:
     """Train the program with something about it changed, if that is worth it.
 
@@ -101,13 +105,22 @@ def rescued(
         worth: Whether it is worth it.
         prepare: See :meth:`~lightning_tuning._trainer.probe.Probe.run`.
         watch: See there.
+        patient: Whether both trainings are made longer where a hundred steps show little.
     """
     if not worth:
         return None
     ordinary = ordinary_run(probe)
-    run = probe.run(STEPS, prepare=prepare, watch=watch, until=within_time(probe))
-    changed = progress(run.before, run.after, chance=ordinary.chance)
-    return Rescue(ordinary=ordinary.progress, changed=changed)
+
+    def learnt(steps: int, **change: Any) -> float:
+        run = probe.run(steps, until=within_time(probe), **change)
+        return progress(run.before, run.after, chance=ordinary.chance)
+
+    change: dict[str, Any] = {"prepare": prepare, "watch": watch}
+    rescue = Rescue(ordinary=ordinary.progress, changed=learnt(STEPS, **change))
+    if not (patient and rescue.may_help):
+        return rescue
+    more = _LONGER * STEPS
+    return Rescue(ordinary=learnt(more), changed=learnt(more, **change), steps=more)
 
 
 def hold(probe: Probe, parameters: Sequence[Tensor]) -> None:

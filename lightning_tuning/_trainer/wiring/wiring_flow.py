@@ -63,7 +63,12 @@ def _lost(probe: Probe, steps: WatchedSteps) -> LostGradients:
         felt=not deliberate and _is_felt(probe, lost),
         steps=max(steps.steps, default=0),
         ordinary=ordinary,
-        rescue=rescued(probe, worth, watch=[LetThrough(probe.module)]),
+        rescue=rescued(
+            probe,
+            worth,
+            watch=[LetThrough(probe.module)],
+            patient=all(f.fresh for f in lost),
+        ),
         starved=_starved(probe, steps),
     )
 

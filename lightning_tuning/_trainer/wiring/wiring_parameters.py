@@ -37,7 +37,7 @@ def measure(probe: Probe) -> Evidence:
         held_and_reached=len(held),
         twice=_names(f for f in steps.fates if f.holders > 1) if several else (),
         losses_for_nobody=steps.losses_for_nobody,
-        rescue=_with(probe, missing, below=_below(missing)),
+        rescue=_with(probe, missing, below=_below(missing), patient=all(f.fresh for f in missing)),
     )
     frozen = [f for f in steps.fates if _is_frozen(f)]
     called = sum(f.parameter.numel() for f in steps.fates if f.called)
@@ -73,10 +73,17 @@ def _below(missing: Sequence[Fate]) -> float:
     return HALF if all(f.fresh for f in missing) else BADLY
 
 
-def _with(probe: Probe, fates: Sequence[Fate], *, below: float = BADLY) -> Rescue | None:
+def _with(
+    probe: Probe, fates: Sequence[Fate], *, below: float = BADLY, patient: bool = False
+) -> Rescue | None:
     """Train with some parameters more, where the program learns too little without them."""
     worth = bool(fates) and ordinary_run(probe).learns_less_than(below)
-    return rescued(probe, worth, prepare=lambda: hold(probe, [f.parameter for f in fates]))
+    return rescued(
+        probe,
+        worth,
+        prepare=lambda: hold(probe, [f.parameter for f in fates]),
+        patient=patient,
+    )
 
 
 def _names(fates: Iterable[Fate]) -> tuple[str, ...]:

@@ -16,12 +16,14 @@ class Rescue:
     """How a program trained as it is, and with a suspected fault removed.
 
     Attributes:
-        ordinary: Share of the loss that a hundred steps took away.
+        ordinary: Share of the loss that its steps took away.
         changed: The same with the fault removed.
+        steps: How many steps both took.
     """
 
     ordinary: float
     changed: float
+    steps: int = 100
 
     @property
     def helps(self) -> bool:
@@ -33,6 +35,16 @@ class Rescue:
         """
         return self.changed >= 0.25 and self.changed >= self.ordinary + 0.2
 
+    @property
+    def may_help(self) -> bool:
+        """Whether more steps might show that the change helps: it learns twice as much of little.
+
+        Example:
+            >>> [Rescue(ordinary=0.04, changed=share).may_help for share in (0.1, 0.05)]
+            [True, False]
+        """
+        return not self.helps and self.changed >= max(2 * self.ordinary, 0.02)
+
     def told(self, how: str) -> str:
         """Put both in words.
 
@@ -41,11 +53,11 @@ class Rescue:
             '100 steps took away 1% of the loss, but 70% unfrozen'
         """
         if math.isinf(self.ordinary):
-            start = "training broke down within 100 steps, but they took away"
+            start = f"training broke down within {self.steps} steps, but they took away"
         elif self.ordinary <= 0:
-            start = "100 steps did not lower the loss, but took away"
+            start = f"{self.steps} steps did not lower the loss, but took away"
         else:
-            start = f"100 steps took away {self.ordinary:.0%} of the loss, but"
+            start = f"{self.steps} steps took away {self.ordinary:.0%} of the loss, but"
         return f"{start} {self.changed:.0%} {how}"
 
 

@@ -193,6 +193,44 @@ def test_a_layer_is_untouched_until_it_is_trained(layer):
     assert untouched(layer) is False
 
 
+@pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+@pytest.mark.parametrize("shape", [(200, 6), (40, 16), (3000, 64)])
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda table: nn.init.normal_(table, std=0.02),
+        lambda table: nn.init.uniform_(table, -0.1, 0.1),
+        nn.init.xavier_uniform_,
+        nn.init.kaiming_normal_,
+    ],
+)
+def test_a_table_of_any_scale_is_untouched_until_it_is_trained(kind, shape, draw):
+    torch.manual_seed(0)
+    layer = kind(*shape)
+    draw(layer.weight)
+    layer.weight.data[0] = 0  # for padding
+    assert untouched(layer)
+    assert untouched(layer.double())
+    true = torch.randn(shape[0], 2).double() @ torch.randn(2, 30).double()
+    optimizer = torch.optim.Adam(layer.parameters(), lr=float(layer.weight.detach().std()) / 5)
+    out = torch.randn(shape[1], 30).double()
+    for _ in range(30):
+        optimizer.zero_grad()
+        nn.functional.mse_loss(layer.weight @ out, true).backward()
+        optimizer.step()
+    assert untouched(layer) is False
+
+
+def test_a_random_table_is_hardly_ever_taken_for_a_trained_one():
+    torch.manual_seed(1)
+    told = []
+    for _ in range(300):
+        layer = nn.Embedding(40, 8)
+        nn.init.normal_(layer.weight, std=0.1)
+        told.append(untouched(layer))
+    assert told.count(False) <= 6
+
+
 def test_what_cannot_be_told_is_none():
     assert untouched(nn.Identity()) is None
     weight = nn.Linear(4, 4, bias=False)
