@@ -26,6 +26,8 @@ from lightning_tuning.functional.wiring.wiring_losses import LossEvidence, LossI
 
 _CLASSES = ("cross_entropy", "nll_loss")
 _RESCUE_STEPS = 100
+_KNOWS = 0.9
+"""What knows something of the targets has a loss below this share of chance."""
 
 
 class _Softmaxes:
@@ -123,13 +125,16 @@ def _with_rescue(probe: Probe, seen: LossInput) -> LossInput:
     if seen.name != name or not seen.within_unit or seen.chain or not seen.is_all:
         return seen
     run = probe.run(_RESCUE_STEPS, watch=[Intercept(_of_probabilities)])
-    own = ordinary_run(probe).run
+    ordinary = ordinary_run(probe)
+    own, chance = ordinary.run, ordinary.chance
     if len(run.losses) < len(own.losses) or not own.losses:
         return seen
     last = len(own.losses) // 5 + 1
-    gain = sum(own.losses[-last:]) - sum(run.losses[-last:])
-    chance = max(abs(own.losses[0]), 1e-12)
-    return LossInput(**{**vars(seen), "rescue": gain / last / chance})
+    before, after = sum(own.losses[-last:]) / last, sum(run.losses[-last:]) / last
+    # logits that hardly vary may lie near the targets' mean, and know nothing as probabilities
+    if chance is not None and after > _KNOWS * chance:
+        return seen
+    return LossInput(**{**vars(seen), "rescue": (before - after) / max(abs(own.losses[0]), 1e-12)})
 
 
 def _of_probabilities(

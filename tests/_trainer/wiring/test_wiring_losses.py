@@ -112,6 +112,17 @@ def binary(s, x, y):
     return F.binary_cross_entropy_with_logits(s(x).squeeze(1), y.float())
 
 
+def by_hand(s, x, y):
+    chances = 1 / (1 + (-s(x).squeeze(1)).exp())
+    return F.binary_cross_entropy_with_logits(chances, y.float())
+
+
+def near_the_share(s, x, y):
+    """Logits that do not learn, and that would be the share of a rare class as probabilities."""
+    logits = 0.16 + 0.02 * s(x).squeeze(1)
+    return F.binary_cross_entropy_with_logits(logits, (x[:, 0] > 1).float())
+
+
 def item_of_a_part(s, x, y):
     out = s(x)
     return F.cross_entropy(out, y) + 0.1 * out.square().mean().item()
@@ -142,6 +153,11 @@ FAULTY = {
     "sigmoid_before_bce_logits": (
         lambda: Net(binary, 1, [nn.Sigmoid()]),
         lambda: Net(binary, 1),
+        "binary",
+    ),
+    "sigmoid_before_bce_logits: by hand": (
+        lambda: Net(by_hand, 1),
+        lambda: Net(near_the_share, 1, lr=1e-7),
         "binary",
     ),
     "single_logit_softmax": (
