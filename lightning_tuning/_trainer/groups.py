@@ -14,6 +14,11 @@ def base_rate(group: Group) -> float:
     return float(next(group[key] for key in ("max_lr", "initial_lr", "lr") if key in group))
 
 
+def momentum_of(group: Group) -> float:
+    """Return the momentum, or Adam's beta1; 0 where there is none."""
+    return float(group["betas"][0] if "betas" in group else group.get("momentum", 0.0))
+
+
 def write(group: Group, key: str, value: float) -> None:
     """Set an entry; a tensor (capturable, compiled optimizers) is filled in place."""
     group[key] = _written(group.get(key), value)

@@ -76,7 +76,7 @@ def test_ctrl_c_shows_what_is_known():
     with pytest.raises(SystemExit):
         fit(trainer_for(callback, Stop()))
     assert callback.result.curves.steps >= 7
-    assert len(callback.findings) == 14
+    assert len(callback.findings) == 15
 
 
 def test_a_resumed_fit_goes_on_with_its_curve():

@@ -11,6 +11,8 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from torchmetrics import Metric
 
+from lightning_tuning._trainer.groups import momentum_of
+
 _HIGHER = (
     *("acc", "accuracy", "f1", "fbeta", "auc", "auroc", "auprc", "map", "precision", "recall"),
     *("iou", "dice", "jaccard", "r2", "psnr", "ssim", "bleu", "rouge", "score", "reward"),
@@ -133,6 +135,12 @@ def largest_rate(
     if not away:
         return here
     return torch.stack([rate.reshape(()).to(away[0].device) for rate in away]).amax().clamp(here)
+
+
+def largest_momentum(optimizers: Sequence[Optimizer]) -> float:
+    """Return the largest momentum, or Adam's beta1; 0 where there is none."""
+    groups = [group for o in optimizers for group in o.param_groups]
+    return max((momentum_of(group) for group in groups), default=0.0)
 
 
 def _is_away(rate: float | Tensor) -> bool:

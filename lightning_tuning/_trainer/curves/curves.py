@@ -15,6 +15,7 @@ from lightning_tuning._trainer.curves.curve_values import (
     direction,
     examples_in_a_step,
     known_directions,
+    largest_momentum,
     largest_rate,
     mean_over_ranks,
     on_host,
@@ -68,6 +69,7 @@ class CurveRecorder:
         self._settled = False
         self._alike = False
         self._dropout = dropout_of(module)
+        self._momentum = largest_momentum(trainer.optimizers)
         if earlier is not None:
             self._go_on(earlier, unfinished)
 
@@ -175,6 +177,7 @@ class CurveRecorder:
             alike=self._alike,
             regularized=regularization(self.trainer, dropout=self._dropout),
             batch_size=examples_in_a_step(self.trainer),
+            momentum=self._momentum,
             optimizers=len(self.trainer.optimizers),
             no_train="" if record.count else self._why_no_loss(),
             no_val=why,

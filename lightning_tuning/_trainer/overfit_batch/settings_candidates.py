@@ -6,12 +6,11 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from lightning_tuning._trainer.groups import Group
+from lightning_tuning._trainer.groups import Group, momentum_of
 from lightning_tuning._trainer.learning_rates import GroupRates
 from lightning_tuning._trainer.overfit_batch.settings_changes import (
     MOMENTUM,
     Values,
-    momentum_of,
     pinned,
     scaled,
     usual_momentum,

@@ -96,11 +96,6 @@ def usual_momentum(group: Group) -> Mapping[str, Any]:
     return {"momentum": MOMENTUM} if "momentum" in group else {}
 
 
-def momentum_of(group: Group) -> float:
-    """Return the momentum, or Adam's beta1; 0 where there is none."""
-    return float(group["betas"][0] if "betas" in group else group.get("momentum", 0.0))
-
-
 def betas_of(optimizers: Sequence[Optimizer]) -> tuple[tuple[float, float], ...]:
     """Return Adam's two of all groups that have two."""
     found = (group.get("betas", ()) for o in optimizers for group in o.param_groups)

@@ -86,6 +86,7 @@ def diagnose(curves: Curves, *, step: int = 0) -> tuple[Finding, ...]:
         )
         findings.append(answer(code, "skip", why) if why else rule(reading))
     findings.append(curve_rules_validation.metric_apart(reading))
+    findings.append(curve_rules_rate.momentum_too_high(reading, findings))
     findings = _without_consequences(findings)
     return tuple(f if f.step else dataclasses.replace(f, step=step) for f in findings)
 

@@ -12,6 +12,8 @@ from lightning_tuning.functional.curves.curve_noise import mean_interval
 from lightning_tuning.functional.curves.curve_reading import Reading
 
 _AT_CHANCE = 0.05
+_NOTHING_LEARNT = 0.03
+"""Labels that are mostly noise leave this much to be learnt, and faults less than a hundredth."""
 _POOR = 0.3
 _POOR_AND_WRONG = 0.5
 _CREEPS = 0.05
@@ -33,7 +35,7 @@ def no_learning(r: Reading) -> Finding:
         return answer("no_learning", "skip", "The loss at chance is not known.", numbers=numbers)
     fifth = r.losses[-max(10, len(r.losses) // 5) :]
     low, high = mean_interval(fifth)
-    edge = (1 - _AT_CHANCE) * c.chance
+    edge = (1 - _NOTHING_LEARNT) * c.chance
     validated = r.val_progress is None or r.val_progress < _AT_CHANCE
     hint = "Run WiringCheck and OverfitBatchCheck; then try learning rates with LRRangeTest."
     if low > edge and r.lowest > (1 - 2 * _AT_CHANCE) * c.chance and validated:

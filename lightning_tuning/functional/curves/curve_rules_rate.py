@@ -1,6 +1,8 @@
-"""The rule about a learning rate that is gone before the fit is over."""
+"""Rules about a learning rate that is gone before the fit is over, and about momentum."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -11,6 +13,34 @@ from lightning_tuning.functional.curves.curve_reading import Reading
 _SPENT = 0.98
 _NOTHING = 1e-3
 _UNFINISHED = 0.85
+_MOMENTUM = 0.98
+_OF_LONG_STEPS = ("loss_diverging", "lr_too_high", "loss_oscillation")
+
+
+def momentum_too_high(r: Reading, findings: Sequence[Finding]) -> Finding:
+    """Judge an unusual momentum by what the other rules say of steps that are too long.
+
+    With a momentum of m the steps of one gradient add up to 1 / (1 - m) of it.
+
+    Args:
+        r: The curves.
+        findings: Those of the other rules.
+    """
+    momentum = r.curves.momentum
+    numbers: dict[str, Scalar] = {"momentum": momentum}
+    loud = [f for f in findings if f.code in _OF_LONG_STEPS and f.verdict in ("warn", "fail")]
+    if momentum >= _MOMENTUM and loud:
+        return answer(
+            "momentum_too_high",
+            "warn",
+            f"With a momentum of {momentum:.4g} each gradient goes into steps of"
+            f" {1 / (1 - momentum):.0f} times its length in the end. {loud[0].message}",
+            "Lower the momentum (Adam: beta1) before the learning rate; 0.9 is usual.",
+            step=loud[0].step,
+            numbers=numbers,
+        )
+    told = f"The momentum is {momentum:.4g}" if momentum else "There is no momentum"
+    return answer("momentum_too_high", "pass", f"{told}.", numbers=numbers)
 
 
 def lr_decayed_too_fast(r: Reading) -> Finding:

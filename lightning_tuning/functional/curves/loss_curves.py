@@ -53,6 +53,7 @@ class Curves:
         regularized: What makes the training loss higher than the validation loss; empty if nothing
             is known to.
         batch_size: Examples in one optimizer step; None where that is not known.
+        momentum: The largest momentum, or beta1 of Adam, at the start; 0 without any.
         optimizers: How many there are.
         no_train: Why there is no training loss; empty if there is one.
         no_val: Why there is no validation loss; empty if there is one.
@@ -73,6 +74,7 @@ class Curves:
     alike: bool = False
     regularized: str = ""
     batch_size: int | None = None
+    momentum: float = 0.0
     optimizers: int = 1
     no_train: str = ""
     no_val: str = ""

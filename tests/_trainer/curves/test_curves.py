@@ -71,6 +71,7 @@ def test_accumulated_batches_are_one_step():
     pairs = torch.tensor(seen.train).view(-1, 2).sum(1)  # Lightning has divided them by two
     assert curves.train.values == pytest.approx(pairs.tolist())
     assert curves.batch_size == 8
+    assert curves.momentum == 0.9
 
 
 def test_chance_is_known_for_a_loss_of_torch_however_it_is_scaled():

@@ -55,11 +55,38 @@ def test_faults_are_named(kind):
     assert rates_of([kind], broken, named, 5)[kind] >= BARS[kind]
 
 
+@pytest.mark.parametrize("kind", ["stays high", "diverges"])
+def test_an_unusual_momentum_is_named_beside_steps_that_are_too_long(kind):
+    made, codes = broken(kind, np.random.default_rng(0))
+    assert loud(made) & codes
+    for momentum in (0.0, 0.9, 0.95):
+        assert "momentum_too_high" not in loud(dataclasses.replace(made, momentum=momentum))
+    for momentum in (0.98, 0.9999):
+        assert loud(dataclasses.replace(made, momentum=momentum)) == {
+            *loud(made),
+            "momentum_too_high",
+        }
+
+
+@pytest.mark.parametrize("kind", HEALTHY)
+def test_an_unusual_momentum_alone_is_no_fault(kind):
+    made = dataclasses.replace(healthy(kind, np.random.default_rng(3)), momentum=0.999)
+    assert "momentum_too_high" not in loud(made)
+
+
+@pytest.mark.parametrize(("level", "verdict"), [(1.0, "warn"), (0.99, "warn"), (0.95, "pass")])
+def test_labels_that_are_mostly_noise_are_learnt_too(level, verdict):
+    generator = np.random.default_rng(1)
+    losses = CHANCE * (level + (1 - level) * 0.97 ** np.arange(400))
+    made = curves(with_noise(losses, generator, relative=0.01))
+    assert verdicts(made)["no_learning"] == verdict
+
+
 def test_each_code_is_answered_once():
     generator = np.random.default_rng(0)
     for made in (healthy("exponential", generator), Curves(train=Curve(name="loss"))):
         codes = [finding.code for finding in diagnose(made)]
-        assert len(codes) == len(set(codes)) == 14
+        assert len(codes) == len(set(codes)) == 15
 
 
 @pytest.mark.parametrize("kind", ["creeps", "overfits", "diverges", "stays high"])
@@ -189,7 +216,7 @@ def test_curves_come_back_from_json():
     made, _ = broken("overfits", np.random.default_rng(0))
     assert Curves.from_json(made.to_json()) == made
     result = LossCurveResult(curves=made, findings=diagnose(made))
-    assert len(json.loads(result.to_json())["findings"]) == 14
+    assert len(json.loads(result.to_json())["findings"]) == 15
 
 
 def test_the_figure_shows_curves_and_findings():
