@@ -68,22 +68,24 @@ class FitLosses:
         One callback must note every batch, and any that reads notes before it does.
         """
         loop = trainer.fit_loop.epoch_loop
-        if self._seen == loop.total_batch_idx:
+        batch = loop.batch_progress.total.ready
+        if self._seen == batch:
             return
-        self._seen = loop.total_batch_idx
+        self._seen = batch
         automatic = trainer.lightning_module.automatic_optimization
-        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        # at every batch; this question is the faster one
+        is_mapping = type(outputs) is dict or isinstance(outputs, Mapping)
+        loss = outputs.get("loss") if is_mapping else outputs  # type: ignore[attr-defined]
         divided_by = trainer.accumulate_grad_batches if automatic else 1
         if isinstance(loss, Tensor) and loss.numel() == 1:
             # a module may return the same buffer each time; Lightning has copied what it drives
             self._parts.append(loss.detach() if automatic else loss.detach().clone())
         if divided_by > 1 and loop._should_accumulate():
             return
-        parts, self._parts = self._parts, []
-        if not parts:
-            return
-        self._scalars.append(_mean(parts, divided_by=divided_by))
-        self._steps.append(loop._batches_that_stepped)
+        if self._parts:
+            self._scalars.append(_mean(self._parts, divided_by=divided_by))
+            self._steps.append(loop._batches_that_stepped)
+            self._parts.clear()
         if len(self._scalars) >= _HELD:
             self._pack(trainer)
 

@@ -53,6 +53,7 @@ class CurveRecorder:
         self._train_metric = train_metric
         self._val_metric = val_metric
         self._cadence = Cadence(trainer, None)
+        self._losses = fit_losses(trainer)
         self._calls = FirstCalls(module)
         self._due = False
         self._rate: float | Tensor = 0.0
@@ -89,7 +90,7 @@ class CurveRecorder:
             self._rates[self._cadence.step] = self._rate
         elif self._due:
             self._note_logged(self._train_metric)
-        fit_losses(self.trainer).note(self.trainer, outputs)
+        self._losses.note(self.trainer, outputs)
         if self._due:
             self.read()
         return self._due
@@ -145,7 +146,7 @@ class CurveRecorder:
                 on_host([logged[place][2] for place in known]),
             )
             return
-        steps, losses = fit_losses(self.trainer).read(self.trainer)
+        steps, losses = self._losses.read(self.trainer)
         new = list(steps[self._taken :])
         self._taken = len(steps)
         rates = on_host([self._rates.get(step, self._rate) for step in new])

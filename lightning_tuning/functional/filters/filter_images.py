@@ -6,6 +6,7 @@ symptom; nice, smooth, clean and diverse ones say that the training goes well.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -128,6 +129,17 @@ def amplitude(filters: Array) -> float:
     return float(np.quantile(finite, _OUTLIERS)) if finite.size else 0.0
 
 
+def stays_within(filters: Array, scale: float) -> bool:
+    """Whether :func:`amplitude` is at most so large, without putting the weights in order.
+
+    Example:
+        >>> stays_within(np.arange(1000.0), 995.0), stays_within(np.arange(1000.0), 900.0)
+        (True, False)
+    """
+    beyond = filters.size - int(np.count_nonzero(np.abs(filters) <= scale))
+    return beyond <= filters.size - 2 - math.floor(_OUTLIERS * (filters.size - 1))
+
+
 def shared_scale(scale: float, reached: float) -> float:
     """Return the scale of the next picture: that of those before, doubled until it suffices.
 
@@ -148,9 +160,14 @@ def shared_scale(scale: float, reached: float) -> float:
 
 def shown(filters: Array) -> Array:
     """Return the filters that a grid has room for: the first ones."""
-    height, width = _pictures(filters[:1]).shape[1:3]
+    return filters[: _most_shown(filters.shape[1:])]
+
+
+@functools.lru_cache(maxsize=64)
+def _most_shown(shape: tuple[int, ...]) -> int:
+    height, width = _pictures(np.zeros((1, *shape))).shape[1:3]
     fit = max(1, _MOST_PIXELS // (height + 1)) * max(1, _MOST_PIXELS // (width + 1))
-    return filters[: min(MOST_FILTERS, fit)]
+    return min(MOST_FILTERS, fit)
 
 
 def grid(filters: Array, scale: float) -> Array:

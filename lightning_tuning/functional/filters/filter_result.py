@@ -14,6 +14,7 @@ from lightning_tuning.functional.filters.filter_images import (
     shared_scale,
     shown,
     smoothness,
+    stays_within,
 )
 
 if TYPE_CHECKING:
@@ -68,12 +69,15 @@ class FilterResult:
             # every other one of those between the first and the last
             keep = [0, *range(2, len(kept) - 1, 2), len(kept) - 1]
             steps, kept = tuple(steps[i] for i in keep), tuple(kept[i] for i in keep)
+        scale = self.scale
+        if not stays_within(weights, scale):
+            scale = shared_scale(scale, amplitude(weights))
         return dataclasses.replace(
             self,
             steps=(*self.steps, step),
             smoothness=(*self.smoothness, smoothness(weights)),
             moved=(*self.moved, moved),
-            scale=shared_scale(self.scale, amplitude(weights)),
+            scale=scale,
             filters=kept,
             filter_steps=steps,
         )

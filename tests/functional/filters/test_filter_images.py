@@ -13,6 +13,7 @@ from lightning_tuning.functional.filters.filter_images import (
     shown,
     smoothness,
     smoothness_of_noise,
+    stays_within,
 )
 
 NOISE = np.random.default_rng(0).normal(size=(64, 3, 7, 7))
@@ -105,6 +106,19 @@ def test_one_weight_far_out_does_not_set_the_scale():
     filters[0, 0, 0, 1] = np.inf
     assert amplitude(filters) == 0.5
     assert amplitude(np.full((1, 1, 2), np.nan)) == 0.0
+
+
+def test_what_stays_within_a_scale_has_no_larger_amplitude():
+    generator = np.random.default_rng(0)
+    for size in (1, 2, 7, 199, 200, 201, 5000):
+        for _ in range(50):
+            weights = generator.standard_normal((1, 1, size))
+            reached = amplitude(weights)
+            for scale in (0.0, 0.99 * reached, reached, 1.01 * reached):
+                if stays_within(weights, scale):
+                    assert reached <= scale
+            assert size == 1 or stays_within(weights, float(np.abs(weights).max()))
+    assert not stays_within(np.full((1, 1, 9), np.nan), 1.0)
 
 
 # --------------------------------------------------------------------------------------- grids
