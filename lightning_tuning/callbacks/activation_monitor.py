@@ -111,6 +111,7 @@ class ActivationMonitor(Callback):
             self._hooks = resting_between_steps(
                 trainer,
                 self,
+                "on_before_zero_grad",
                 "on_before_backward",
                 "on_before_optimizer_step",
                 "on_train_batch_end",
@@ -123,6 +124,13 @@ class ActivationMonitor(Callback):
         """Look at this step if it is to be measured."""
         if self._watch is not None and self._watch.before_batch() and self._hooks is not None:
             self._hooks.wake()
+
+    def on_before_zero_grad(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        """See that the forward pass is over."""
+        if self._watch is not None:
+            self._watch.after_forward()
 
     def on_before_backward(
         self, trainer: Trainer, pl_module: LightningModule, loss: Tensor

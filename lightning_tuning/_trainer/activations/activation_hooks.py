@@ -77,7 +77,14 @@ class ActivationRecorder:
         L-BFGS, for one, evaluates its closure again at weights that it has moved.
         """
         self._on = False
-        # an optimizer calls torch many times, and a program may have put its own modes on top
+        self.look_away()
+
+    def look_away(self) -> None:
+        """See no functions any more: what follows the forward pass calls torch many times.
+
+        The backward pass shows none to any mode, since it is one call itself.
+        """
+        # a program may have put its own modes on top
         top = _get_current_function_mode()  # type: ignore[no-untyped-call]
         if self._mode is not None and top is self._mode:
             self._leave_mode()

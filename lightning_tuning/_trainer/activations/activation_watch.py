@@ -104,8 +104,14 @@ class ActivationWatch:
                 self._read(optimizer)
             self._recorder.close()
 
+    def after_forward(self) -> None:
+        """Look away from what is done to every parameter; a module that steps itself goes on."""
+        if self._measuring and self._module.automatic_optimization:
+            self._recorder.look_away()
+
     def before_backward(self) -> None:
         """Remember what the loss is multiplied by."""
+        self.after_forward()
         if self._measuring:
             scale = _scale(self._trainer)
             self._scale = None if scale is None else scale.clone()

@@ -165,7 +165,7 @@ def shown(filters: Array) -> Array:
 
 @functools.lru_cache(maxsize=64)
 def _most_shown(shape: tuple[int, ...]) -> int:
-    height, width = _pictures(np.zeros((1, *shape))).shape[1:3]
+    height, width = map(int, _pictures(np.zeros((1, *shape))).shape[1:3])
     fit = max(1, _MOST_PIXELS // (height + 1)) * max(1, _MOST_PIXELS // (width + 1))
     return min(MOST_FILTERS, fit)
 
