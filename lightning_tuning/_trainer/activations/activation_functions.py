@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -10,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from lightning_tuning._trainer.activations.attention_rows import attention_rows, multi_head_rows
 from lightning_tuning.functional.activations.activation_stats import ACTIVATIONS
 
 _CONVOLUTIONS = frozenset(f"conv{kind}{dims}d" for kind in ("", "_transpose") for dims in (1, 2, 3))
 _PRODUCTS = frozenset({"linear", "matmul", "mm", "__matmul__", "bmm", "embedding", *_CONVOLUTIONS})
-_QUERIES = 32
+_ATTENTIONS = frozenset({"scaled_dot_product_attention", "multi_head_attention_forward"})
 
 
 class SeesFunction(Protocol):
@@ -31,6 +31,13 @@ class SeesRawLayer(Protocol):
         """See it."""
 
 
+class SeesAttention(Protocol):
+    """Takes the rows of an attention inside of a layer."""
+
+    def __call__(self, rows: Sequence[Tensor]) -> None:
+        """See them: the numbers of saturated and of all rows; nothing where they are not known."""
+
+
 class FunctionCalls(TorchFunctionMode):
     """Shows calls of activation functions, and of products with raw weights.
 
@@ -38,6 +45,7 @@ class FunctionCalls(TorchFunctionMode):
         function: Takes the output of an activation function.
         raw_layer: Takes the output of a product with a raw weight.
         raw: Name and parameter of raw weights, by identity.
+        inside: Takes what is known of the attention in ``nn.MultiheadAttention``.
     """
 
     def __init__(
@@ -45,11 +53,13 @@ class FunctionCalls(TorchFunctionMode):
         function: SeesFunction,
         raw_layer: SeesRawLayer,
         raw: Mapping[int, tuple[str, nn.Parameter]],
+        inside: SeesAttention,
     ) -> None:
         super().__init__()
         self._function = function
         self._raw_layer = raw_layer
         self._raw = raw
+        self._inside = inside
         self._known = {f"{name}{end}": name for name in ACTIVATIONS for end in ("", "_")}
         del self._known["softmax_"]
 
@@ -65,7 +75,7 @@ class FunctionCalls(TorchFunctionMode):
         value = func(*args, **kwargs)
         name = getattr(func, "__name__", "")
         known = self._known.get(name)
-        if known is None and name not in _PRODUCTS and name != "scaled_dot_product_attention":
+        if known is None and name not in _PRODUCTS and name not in _ATTENTIONS:
             return value
         if not torch.is_grad_enabled() or torch.compiler.is_compiling():
             return value
@@ -79,6 +89,8 @@ class FunctionCalls(TorchFunctionMode):
             elif name in _PRODUCTS:
                 if self._raw:
                     self._product(name, value, args, kwargs)
+            elif name == "multi_head_attention_forward":
+                self._multi_head(args, kwargs)
             elif isinstance(value, torch.Tensor):
                 self._attention(value, args, kwargs)
         return value
@@ -103,6 +115,9 @@ class FunctionCalls(TorchFunctionMode):
         rows = ((top >= ACTIVATIONS["softmax"].high).sum(), torch.full_like(top, 1.0).sum())
         self._function("softmax", value, rows=rows)
 
+    def _multi_head(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        self._inside(multi_head_rows(args, kwargs) or ())
+
     def _attention(self, value: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale")
         given = {**dict(zip(names, args, strict=False)), **kwargs}
@@ -115,50 +130,3 @@ class FunctionCalls(TorchFunctionMode):
         )
         if rows is not None:
             self._function("softmax", value, rows=rows)
-
-
-def attention_rows(
-    query: Tensor, key: Tensor, *, mask: Tensor | None, causal: bool, scale: float | None
-) -> tuple[Tensor, Tensor] | None:
-    """Count queries that look at one key alone, and queries with more than two keys.
-
-    Of the first example in the batch, for up to 32 queries of each head.
-
-    Args:
-        query: As ``scaled_dot_product_attention`` takes it, as are the others.
-        key: The keys.
-        mask: True or a number to be added.
-        causal: Whether later keys are hidden.
-        scale: Of the scores; None for one over the root of their length.
-
-    Returns:
-        Both counts on the device; None where the shapes are others.
-
-    Example:
-        >>> query = torch.tensor([[[9.0, 0.0], [0.0, 0.0]]])
-        >>> key = torch.tensor([[[9.0, 0.0], [0.0, 9.0], [0.0, 0.0]]])
-        >>> [int(n) for n in attention_rows(query, key, mask=None, causal=False, scale=None)]
-        [1, 2]
-    """
-    if query.dim() < 2 or query.shape[:-2] != key.shape[:-2] or not _plain(query):
-        return None
-    length, keys = query.size(-2), key.size(-2)
-    step = max(1, length // _QUERIES)
-    first = (0,) * max(query.dim() - 3, 0)
-    few, keyed = query[first][..., ::step, :].float(), key[first].float()
-    scores = few @ keyed.transpose(-1, -2)
-    scores = scores * (1 / math.sqrt(query.size(-1)) if scale is None else scale)
-    if mask is not None:
-        mask = mask.detach().broadcast_to(*query.shape[:-1], keys)[first][..., ::step, :]
-        hides = mask.dtype == torch.bool
-        scores = scores.masked_fill(~mask, -math.inf) if hides else scores + mask
-    if causal:
-        places = torch.arange(length, device=query.device)[::step, None]
-        scores = scores.masked_fill(places < torch.arange(keys, device=query.device), -math.inf)
-    many = (scores > -math.inf).sum(-1) > 2
-    sharp = torch.softmax(scores, -1).amax(-1) >= ACTIVATIONS["softmax"].high
-    return (sharp & many).sum(), many.sum()
-
-
-def _plain(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() and not tensor.is_nested

@@ -70,6 +70,7 @@ class ActivationRecorder:
         self._in_module = False
         self._place = ""
         self._channels_first: bool | None = None
+        self._rows: Sequence[Tensor] = ()
 
     def close(self) -> None:
         """Measure no more of this step: what follows is not the program at its present weights.
@@ -101,6 +102,7 @@ class ActivationRecorder:
         """Look from now on."""
         self.calls, self.weights.found = {}, {}
         self._place, self._channels_first, self._in_module = "", None, False
+        self._rows = ()
         self._on = True
         fast = self._fast.taken_by()
         for layer in self._layers:
@@ -110,7 +112,9 @@ class ActivationRecorder:
                 self._hooks.append(layer.module.register_forward_pre_hook(self._entering()))
             self._hooks.append(layer.module.register_forward_hook(self._hook(layer)))
         if not self.has_graph and not fast:
-            self._mode = FunctionCalls(self._function, self._raw_layer, self._raw)
+            self._mode = FunctionCalls(
+                self._function, self._raw_layer, self._raw, self._attention_inside
+            )
             self._mode.__enter__()  # type: ignore[no-untyped-call]
 
     def end(self) -> None:
@@ -180,6 +184,9 @@ class ActivationRecorder:
         return hook
 
     def _see(self, layer: Layer, args: Any, output: Any) -> None:
+        rows: Sequence[Tensor] = ()
+        if isinstance(layer.module, nn.MultiheadAttention):
+            rows, self._rows = self._rows, ()
         tensor = first_tensor(output)
         if tensor is None or not _can_be_measured(tensor):
             return
@@ -191,6 +198,9 @@ class ActivationRecorder:
             calls = self._calls((layer.name, place), layer.kind, activation)
             if calls is not None:
                 self._measure(calls, tensor)
+                if rows:
+                    calls.flat.append(rows[0])
+                    calls.judged.append(rows[1])
                 if self.inputs and args and layer.kind == "weight":
                     given = first_tensor(args[0])
                     if given is not None and _can_be_measured(given):
@@ -212,6 +222,11 @@ class ActivationRecorder:
         if rows:
             calls.flat.append(rows[0])
             calls.judged.append(rows[1])
+
+    def _attention_inside(self, rows: Sequence[Tensor]) -> None:
+        """Keep what the layer that runs is to take when its forward pass is over."""
+        if self._on:
+            self._rows = rows
 
     def _raw_layer(self, name: str, value: Tensor, *, channels_first: bool) -> None:
         """See a layer that a program makes of a weight by hand."""

@@ -84,7 +84,7 @@ def saturated_activations(evidence: ActivationEvidence) -> Symptom:
     hidden = [
         (layer, middle(layer.saturated))
         for index, layer in enumerate(layers)
-        if layer.kind in _SQUASHING and index < last
+        if layer.kind in (*_SQUASHING, "weight") and index < last
     ]
     judged = [(layer, share) for layer, share in hidden if not math.isnan(share)]
     if not judged:
@@ -99,7 +99,9 @@ def saturated_activations(evidence: ActivationEvidence) -> Symptom:
     slow = stays and course.progress < (UNFINISHED if driven else 0.5)
     return Symptom(
         code=code,
-        said=f"{share:.0%} of the values of {layer.name} lie where its slope is next to zero",
+        said=f"{share:.0%} of the queries of {layer.name} look at one key alone"
+        if layer.kind == "weight"
+        else f"{share:.0%} of the values of {layer.name} lie where its slope is next to zero",
         hint="Start the weights before it smaller (nn.init.xavier_normal_), standardise what goes "
         "in, or put a normalisation before it.",
         where=layer.name,

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from lightning_tuning._trainer.activations.activation_calls import StepTransfer, display_names
-from lightning_tuning._trainer.activations.activation_functions import attention_rows
 from lightning_tuning._trainer.activations.activation_hooks import ActivationRecorder
 from lightning_tuning._trainer.activations.activation_layers import Choice, first_tensor
+from lightning_tuning._trainer.activations.attention_rows import attention_rows
 from lightning_tuning._trainer.activations.weight_gradients import WeightGradients
 
 
@@ -240,6 +240,58 @@ def test_attention_rows_are_those_of_softmax():
         assert int(sharp) == int((weights.amax(-1) > 0.99)[:, many].sum())
     _, rows = attention_rows(query, key, mask=None, causal=True, scale=1.0)
     assert int(rows) == 3 * 18
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("kdim", [None, 5])
+@pytest.mark.parametrize("masked", ["", "attn", "attn of heads", "padding", "both", "causal"])
+def test_attention_inside_of_its_layer_is_that_of_its_weights(batch_first, kdim, masked):
+    torch.manual_seed(4)
+    layer = nn.MultiheadAttention(8, 2, kdim=kdim, vdim=kdim, batch_first=batch_first)
+    with torch.no_grad():
+        for name, parameter in layer.named_parameters():
+            parameter.normal_(std=0.3 if "bias" in name else 1.0)
+    batch, length, keys = 3, 7, 7 if masked == "causal" else 9
+    query, key = torch.randn(batch, length, 8), torch.randn(batch, keys, kdim or 8)
+    options = {}
+    if masked in ("attn", "both"):
+        options["attn_mask"] = torch.rand(length, keys) < 0.4
+    if masked == "attn of heads":
+        options["attn_mask"] = torch.randn(batch * 2, length, keys)
+    if masked in ("padding", "both"):
+        options["key_padding_mask"] = torch.arange(keys).expand(batch, keys) >= 6
+    if masked == "causal":
+        options["attn_mask"] = nn.Transformer.generate_square_subsequent_mask(length)
+        options["is_causal"] = True
+    given = [t if batch_first else t.transpose(0, 1) for t in (query, key, key)]
+
+    def forward(net, x):
+        return net.layer(*given, need_weights=False, **options)[0]
+
+    rows, _ = measured(Program(forward, layer=layer), torch.zeros(1))
+    weights = layer(*given, average_attn_weights=False, **options)[1][0]
+    many = (weights > 0).sum(-1) > 2
+    assert list(rows) == ["layer"]
+    sharp = (weights.amax(-1) >= 0.99) & many
+    assert 0 < int(sharp.sum()) < int(many.sum())
+    assert rows["layer"].saturated == pytest.approx(int(sharp.sum()) / int(many.sum()))
+
+
+def test_attention_that_cannot_be_followed_is_not_judged():
+    for options in ({"add_bias_kv": True}, {"add_zero_attn": True}):
+        net = nn.MultiheadAttention(8, 2, **options)
+        net = Program(lambda net, x: net.layer(x, x, x)[0], layer=net)
+        rows, _ = measured(net, torch.randn(5, 3, 8))
+        assert math.isnan(rows["layer"].saturated)
+    teacher = nn.MultiheadAttention(8, 2).requires_grad_(False)
+    student = nn.MultiheadAttention(8, 2, add_zero_attn=True)
+
+    def forward(net, x):
+        return net.student(net.teacher(x, x, x)[0], x, x)[0]
+
+    rows, _ = measured(Program(forward, teacher=teacher, student=student), torch.randn(5, 8))
+    assert not math.isnan(rows["teacher"].saturated)
+    assert math.isnan(rows["student"].saturated)
 
 
 def test_what_a_teacher_computes_is_not_seen():
