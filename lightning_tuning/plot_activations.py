@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lightning_tuning.functional.activations.activation_histograms import edges
 from lightning_tuning.functional.activations.activation_result import ActivationResult, LayerHistory
-from lightning_tuning.functional.activations.activation_stats import edges
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

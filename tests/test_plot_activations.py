@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from lightning_tuning.functional.activations.activation_histograms import histograms
 from lightning_tuning.functional.activations.activation_result import ActivationRecord
-from lightning_tuning.functional.activations.activation_stats import histograms
 from lightning_tuning.functional.activations.activation_step import (
     ActivationStep,
     LayerStep,
@@ -22,7 +22,7 @@ def result(layers=1, steps=30, *, grow=1.0, broken=()):
             values = torch.randn(2000) * grow**step
             if step in broken:
                 values[:] = torch.nan
-            sampled = Sampled.from_row(histograms([values], 64)[0].tolist())
+            sampled = Sampled.from_rows(histograms([values], 64).numpy())[0]
             dead = number / layers
             rows.append(
                 LayerStep(name=f"fc{number}", kind="relu", activations=sampled, dead=dead, std=1.0)

@@ -6,6 +6,7 @@ nothing that the program itself logs.
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,9 +17,8 @@ from lightning.pytorch import Callback, Trainer
 from lightning_tuning._trainer import custom_scalars
 from lightning_tuning._trainer.media_loggers import TensorBoard, sink_of, sinks
 from lightning_tuning._trainer.report import real_loggers, run_folder
-from lightning_tuning._trainer.tensorboard_events import write_curve, write_measured
+from lightning_tuning._trainer.tensorboard_events import Measured, write_curve, write_measured
 from lightning_tuning._trainer.without_collection import without_collection
-from lightning_tuning.functional.histogram import Histogram
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,25 +26,28 @@ if TYPE_CHECKING:
 
 def log_scalars(trainer: Trainer, values: Mapping[str, float], step: int) -> None:
     """Give numbers to every logger; in one event for TensorBoard."""
-    log_measured(trainer, values, {}, step)
+    log_measured(trainer, lambda: (values, {}), step)
 
 
-def log_measured(
-    trainer: Trainer,
-    scalars: Mapping[str, float],
-    histograms: Mapping[str, Histogram],
-    step: int,
-) -> None:
+def log_measured(trainer: Trainer, measured: Callable[[], Measured], step: int) -> None:
     """Give numbers to every logger, and histograms to those that take them.
 
-    All in one event for TensorBoard, whose writer opens the file for each.
+    TensorBoard gets those of a step in one event, and what is measured within a second at once,
+    or when the logger is flushed.
+
+    Args:
+        trainer: The trainer.
+        measured: Makes numbers and histograms by their tags.
+        step: Their place on the axis of ``self.log``.
     """
-    if not trainer.is_global_zero or not (scalars or histograms):
+    if not trainer.is_global_zero:
         return
     custom_scalars.write(trainer)
+    measured = functools.cache(measured)
     for logger in real_loggers(trainer):
-        if write_measured(logger, scalars, histograms, step):
+        if write_measured(logger, measured, step):
             continue
+        scalars, histograms = measured()
         if scalars:
             logger.log_metrics(dict(scalars), step)
         sink = sink_of(logger)

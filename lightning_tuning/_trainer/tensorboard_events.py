@@ -14,18 +14,23 @@ from tensorboard.compat.proto.summary_pb2 import (  # type: ignore[import-untype
     HistogramProto,
     Summary,
 )
-from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
 
-from lightning_tuning._trainer.crc32c import masked_crc32c
+from lightning_tuning._trainer.event_batch import batch_of
 from lightning_tuning.functional.histogram import Histogram
 
+Measured = tuple[Mapping[str, float], Mapping[str, Histogram]]
+"""Scalars and histograms by their tags."""
 _FIRST = "events.out.tfevents.0000000000.tuning"
 
 
-def write_measured(
-    logger: Any, scalars: Mapping[str, float], histograms: Mapping[str, Histogram], step: int
-) -> bool:
+def write_measured(logger: Any, measured: Callable[[], Measured], step: int) -> bool:
     """Write scalars as ``logger.log_metrics`` names them, and histograms, in one event.
+
+    Args:
+        logger: Any logger.
+        measured: Makes them; called when the event is written, see
+            :class:`~lightning_tuning._trainer.event_batch.EventBatch`.
+        step: Their place.
 
     Returns:
         Whether the logger writes to a file that is known here; else nothing is done.
@@ -33,12 +38,12 @@ def write_measured(
     file = _event_file(getattr(logger, "experiment", None))
     if file is None:
         return False
-    before = prefix_of(logger)
-    values = [
-        Summary.Value(tag=before + tag, simple_value=float(value)) for tag, value in scalars.items()
-    ]
-    values += [Summary.Value(tag=tag, histo=_proto(each)) for tag, each in histograms.items()]
-    file.add_summary(Summary(value=values), step)
+    summary = functools.partial(_summary, prefix_of(logger), measured)
+    batch = batch_of(file)
+    if batch is None:
+        file.add_summary(summary(), step)
+    else:
+        batch.add(step, summary)
     return True
 
 
@@ -103,30 +108,16 @@ def _event_file(writer: Any) -> Any:
     """Return the open event file; None for what is no writer of torch's, or is not open yet."""
     from torch.utils.tensorboard import SummaryWriter
 
-    if not isinstance(writer, SummaryWriter):
-        return None
-    _use_fast_checksums(writer.file_writer)
-    return writer.file_writer
+    return writer.file_writer if isinstance(writer, SummaryWriter) else None
 
 
-def _use_fast_checksums(file: Any) -> None:
-    """Let an event file write the same bytes with our checksums.
-
-    Those of TensorBoard take 0.2 microseconds a byte and the interpreter's lock, a third of what a
-    measured step costs. A closed file has no writer, and one that is not known here keeps its own.
-    """
-    queue = getattr(getattr(file, "event_writer", None), "_async_writer", None)
-    records = getattr(queue, "_writer", None)
-    if isinstance(records, RecordWriter) and "write" not in vars(records):
-        write = records._writer.write
-        records.write = functools.partial(_write_record, write)
-
-
-def _write_record(write: Callable[[bytes], object], data: bytes) -> None:
-    """Write a record of TFRecord: length and data, each with its checksum behind it."""
-    header = struct.pack("<Q", len(data))
-    checks = [struct.pack("<I", masked_crc32c(part)) for part in (header, data)]
-    write(header + checks[0] + data + checks[1])
+def _summary(prefix: str, measured: Callable[[], Measured]) -> Any:
+    scalars, histograms = measured()
+    values = [
+        Summary.Value(tag=prefix + tag, simple_value=float(value)) for tag, value in scalars.items()
+    ]
+    values += [Summary.Value(tag=tag, histo=_proto(each)) for tag, each in histograms.items()]
+    return Summary(value=values)
 
 
 def _proto(histogram: Histogram) -> HistogramProto:

@@ -11,9 +11,11 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.plugins.custom_scalar import layout_pb2
 from torch.utils.tensorboard import SummaryWriter
 
+from lightning_tuning._trainer import event_batch
 from lightning_tuning._trainer.logger import log_result
 from lightning_tuning._trainer.monitor_log import (
     chart,
@@ -48,7 +50,7 @@ def events(logger):
 
 def log_all(trainer, step):
     log_scalars(trainer, {"ratio/a": -3.0, "ratio/b": float("nan")}, step)
-    log_measured(trainer, {}, {"gradients/a": COUNTED, "gradients/b": COUNTED}, step)
+    log_measured(trainer, lambda: ({}, {"gradients/a": COUNTED, "gradients/b": COUNTED}), step)
     log_image(trainer, "filters/a b", IMAGE, step)
     log_figure(trainer, "map/a", lambda: Figure((2, 1)), step)
 
@@ -76,22 +78,76 @@ def test_tensorboard_holds_what_was_logged():
     assert [e.step for e in found.Images("map/a")] == [3, 7]
 
 
+def written(logger):
+    """Events that lie in the file now."""
+    [file] = pathlib.Path(logger.log_dir).glob("events*")
+    return list(EventFileLoader(str(file)).Load())
+
+
 def test_all_values_of_a_step_are_one_event():
-    written = []
     logger = TensorBoardLogger(".")
     trainer = trainer_with(logger)
-    add = logger.experiment.file_writer.add_event
-    logger.experiment.file_writer.add_event = lambda *given: (written.append(given), add(*given))
     scalars = {f"ratio/{i}": float(i) for i in range(100)}
-    log_measured(trainer, scalars, {f"gradients/{i}": COUNTED for i in range(50)}, 1)
-    assert len(written) == 1
+    log_measured(trainer, lambda: (scalars, {f"gradients/{i}": COUNTED for i in range(50)}), 1)
     found = events(logger).Tags()
     assert (len(found["scalars"]), len(found["histograms"])) == (100, 50)
+    assert [event.step for event in written(logger)] == [0, 1]
+
+
+def test_events_wait_for_a_second_at_most_or_until_the_file_is_flushed(monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(event_batch.time, "monotonic", lambda: clock[0])
+    logger = TensorBoardLogger(".")
+    trainer = trainer_with(logger)
+    queue = logger.experiment.file_writer.event_writer._async_writer._byte_queue
+
+    def steps():
+        queue.join()
+        return [event.step for event in written(logger) if event.step]
+
+    def log(step):
+        log_scalars(trainer, {"a": 1.0}, step)
+
+    log(1)
+    assert steps() == [1]
+    clock[0] += 0.9
+    log(2)
+    logger.log_metrics({"own": 1.0}, 7)
+    assert steps() == [1, 7]
+    clock[0] += 0.2
+    log(3)
+    assert steps() == [1, 7, 2, 3]
+    log(4)
+    logger.experiment.flush()
+    assert steps() == [1, 7, 2, 3, 4]
+    log(5)
+    logger.experiment.file_writer.close()
+    assert steps() == [1, 7, 2, 3, 4, 5]
+    logger.experiment.file_writer.close()
+    times = [event.wall_time for event in written(logger) if event.step]
+    assert [times[0], *times[2:]] == sorted([times[0], *times[2:]])
+
+
+def test_a_fit_that_ends_with_an_exception_leaves_what_waited():
+    class Ends(Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            log_scalars(trainer, {"ratio": float(batch_idx)}, batch_idx)
+            if batch_idx == 5:
+                raise KeyError("ends")
+
+    logger = TensorBoardLogger(".")
+    with pytest.raises(KeyError):
+        trainer_with(logger, callbacks=[Ends()], max_epochs=1, log_every_n_steps=1).fit(
+            Classifier(), loader(), loader()
+        )
+    assert [e.step for e in events(logger).Scalars("ratio")] == list(range(6))
 
 
 def test_its_histograms_are_those_that_torch_writes():
     with SummaryWriter("ours") as ours, SummaryWriter("theirs") as theirs:
-        assert write_measured(types.SimpleNamespace(experiment=ours), {}, {"a": COUNTED}, 2)
+        assert write_measured(
+            types.SimpleNamespace(experiment=ours), lambda: ({}, {"a": COUNTED}), 2
+        )
         theirs.add_histogram_raw("a", 1.5, 3.0, 4, 7.0, 20.0, [1.0, 2.0, 3.0], [0, 3, 1], 2)
     first, second = (EventAccumulator(at).Reload().Histograms("a")[0] for at in ("ours", "theirs"))
     assert (first.step, first.histogram_value) == (second.step, second.histogram_value)
@@ -112,9 +168,9 @@ def test_a_writer_that_was_closed_is_opened_again():
     trainer = trainer_with(logger)
     for step in (1, 2):
         log_scalars(trainer, {"a": 1.0}, step)
-        log_measured(trainer, {}, {"h": COUNTED}, step)
+        log_measured(trainer, lambda: ({}, {"h": COUNTED}), step)
         logger.experiment.close()
-        log_measured(trainer, {}, {"h": COUNTED}, step + 10)
+        log_measured(trainer, lambda: ({}, {"h": COUNTED}), step + 10)
         logger.experiment.close()
     # files of one second are read by their names, where the tenth comes before the second
     assert {event.step for event in events(logger).Scalars("a")} == {1, 2}
@@ -275,7 +331,7 @@ def test_wandb_gets_512_bins_at_most(monkeypatch):
         sum_squares=(values**2).sum(),
     )
     logger = WandB()
-    log_measured(trainer_with(logger), {}, {"a": fine}, 0)
+    log_measured(trainer_with(logger), lambda: ({}, {"a": fine}), 0)
     merged, bounds = logger.metrics[0][0]["a"]
     assert len(merged) == len(bounds) - 1 <= 512
     assert bounds[-1] == edges[-1]
@@ -299,7 +355,7 @@ def test_comet_gets_a_sample_of_very_many():
     many = Histogram(
         limits=(1.0, 2.0), counts=(3_000_000, 1), min=0, max=2, num=3e6, sum=1, sum_squares=1
     )
-    log_measured(trainer_with(logger), {}, {"a": many}, 0)
+    log_measured(trainer_with(logger), lambda: ({}, {"a": many}), 0)
     values = logger.experiment.calls[0][1]
     assert len(values) == 100_001
     assert values[-1] == 1.5
@@ -386,7 +442,7 @@ def test_nothing_is_said_of_nothing():
     logger = WandB()
     trainer = trainer_with(logger)
     log_scalars(trainer, {}, 0)
-    log_measured(trainer, {}, {}, 0)
+    log_measured(trainer, lambda: ({}, {}), 0)
     assert logger.metrics == []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_tuning._trainer.activations.activation_samples import Histograms
-from lightning_tuning._trainer.activations.one_transfer import OneTransfer
+from lightning_tuning._trainer.activations.one_transfer import Array, OneTransfer
 from lightning_tuning._trainer.activations.silent_units import SilentUnits, window
 from lightning_tuning._trainer.activations.weight_gradients import WeightGradient
 from lightning_tuning.functional.activations.activation_stats import (
@@ -88,6 +89,57 @@ class Calls:
         if self.input_norm is None:
             self.input_norm, self.input_values = _norm(tensor), tensor.numel()
 
+    def scalars(self) -> list[Tensor]:
+        """Return what :meth:`read` takes, still on the device."""
+        given = [] if self.input_norm is None else [self.input_norm]
+        # moments of one kind stand side by side
+        moments = [value for kind in zip(*self.parts, strict=True) for value in kind]
+        return [*moments, *self.flat, *self.judged, *self.gradient_norms, *given]
+
+    def read(
+        self,
+        numbers: Sequence[float],
+        *,
+        scale: float,
+        dead: float,
+        activations: Sampled | None,
+        gradients: Sampled | None,
+    ) -> LayerStep:
+        """Return the layer's step.
+
+        Args:
+            numbers: Those of :meth:`scalars`.
+            scale: What gradients are multiplied by.
+            dead: The share of dead units.
+            activations: Histogram of the output.
+            gradients: Histogram of its gradient, multiplied by the scale.
+        """
+        left = iter(numbers)
+
+        def take(of: Sequence[object]) -> list[float]:
+            return [next(left) for _ in of]
+
+        sums, norms, lows, highs = (take(self.parts) for _ in range(4))
+        mean, std = moments_of(self.values, sums, norms)
+        flat, judged = sum(take(self.flat)), self.judged_values + sum(take(self.judged))
+        gradient = math.hypot(*take(self.gradient_norms)) / scale
+        given = next(left, math.nan)
+        return LayerStep(
+            name=self.key[0],
+            kind=self.kind,
+            calls=self.calls,
+            mean=mean,
+            std=std,
+            low=_least(lows),
+            high=-_least([-high for high in highs]),
+            dead=dead,
+            saturated=flat / judged if judged else math.nan,
+            gradient_norm=gradient if self.gradient_norms else math.nan,
+            input_rms=given / self.input_values**0.5 if self.input_values else math.nan,
+            activations=activations,
+            gradients=_unscaled(gradients, scale),
+        )
+
 
 class StepTransfer:
     """Brings the calls of a step to the host.
@@ -114,63 +166,45 @@ class StepTransfer:
         found, weights = list(found), list(weights)
         transfer = OneTransfer()
         counted = Histograms(transfer, self._bins)
-        loss_place = None if loss is None else transfer.put(loss.detach().reshape(()))
-        scale_place = None if scale is None else transfer.put(scale.detach().reshape(()))
+        alone = [tensor.detach().reshape(()) for tensor in (loss, scale) if tensor is not None]
+        alone_place = transfer.put(alone)
         dead = self._dead(found, transfer)
-        layers = [
+        seen = [
             (
                 calls,
-                [[transfer.put(value) for value in part] for part in calls.parts],
-                [transfer.put(value) for value in calls.flat],
-                [transfer.put(value) for value in calls.judged],
-                [transfer.put(value) for value in calls.gradient_norms],
-                None if calls.input_norm is None else transfer.put(calls.input_norm),
+                transfer.put(calls.scalars()),
                 counted.put(calls.samples),
                 counted.put(calls.gradient_samples),
             )
             for calls in found
         ]
-        rows = [(w.name, transfer.put(w.norm), counted.put(_parts(w.sample))) for w in weights]
+        norms = transfer.put([weight.norm for weight in weights])
+        rows = [counted.put(_parts(weight.sample)) for weight in weights]
         counted.count()
-        numbers = transfer.fetch()
+        numbers, arrays = transfer.fetch()
+        sampled = counted.read(arrays)
 
-        def number(place: int | None, otherwise: float) -> float:
-            return otherwise if place is None else numbers[place][0]
-
-        factor = number(scale_place, 1.0)
-        result = []
-        for calls, parts, flat, judged, norms, given, outputs, gradients in layers:
-            sums, squares, lows, highs = zip(
-                *([numbers[place][0] for place in part] for part in parts), strict=True
+        left = iter(numbers[alone_place])
+        value = math.nan if loss is None else next(left)
+        factor = next(left, 1.0)
+        layers = [
+            (
+                calls,
+                calls.read(
+                    numbers[place],
+                    scale=factor,
+                    dead=self._share(calls, dead, arrays),
+                    activations=None if outputs is None else sampled[outputs],
+                    gradients=None if gradients is None else sampled[gradients],
+                ),
             )
-            mean, std = moments_of(calls.values, sums, squares)
-            judged_values = calls.judged_values + sum(numbers[place][0] for place in judged)
-            gradient = sum(numbers[place][0] ** 2 for place in norms) ** 0.5 / factor
-            step = LayerStep(
-                name=calls.key[0],
-                kind=calls.kind,
-                calls=calls.calls,
-                mean=mean,
-                std=std,
-                low=_least(lows),
-                high=-_least([-high for high in highs]),
-                dead=self._share(calls, dead, numbers),
-                saturated=sum(numbers[place][0] for place in flat) / judged_values
-                if judged_values
-                else float("nan"),
-                gradient_norm=gradient if norms else float("nan"),
-                input_rms=float("nan")
-                if given is None
-                else numbers[given][0] / calls.input_values**0.5,
-                activations=counted.read(outputs, numbers),
-                gradients=_unscaled(counted.read(gradients, numbers), factor),
-            )
-            result.append((calls, step))
-        grads = [
-            WeightStep(name=name, norm=numbers[norm][0], gradients=counted.read(place, numbers))
-            for name, norm, place in rows
+            for calls, place, outputs, gradients in seen
         ]
-        return result, grads, number(loss_place, float("nan")), factor
+        grads = [
+            WeightStep(name=weight.name, norm=norm, gradients=None if row is None else sampled[row])
+            for weight, norm, row in zip(weights, numbers[norms], rows, strict=True)
+        ]
+        return layers, grads, value, factor
 
     def _dead(self, found: Sequence[Calls], transfer: OneTransfer) -> dict[object, tuple[int, int]]:
         devices: dict[torch.device, list[Calls]] = defaultdict(list)
@@ -182,20 +216,18 @@ class StepTransfer:
             steps = window(min(calls.examples for calls in group))
             silent = self._silent.setdefault(device, SilentUnits())
             loud = [(calls.key, calls.loud) for calls in group if calls.loud is not None]
-            place = transfer.put(silent.update(loud, steps))
+            place = transfer.put_array(silent.update(loud, steps))
             for number, calls in enumerate(group):
                 if silent.seen[calls.key] >= steps:
                     places[calls.key] = (place, number)
         return places
 
     @staticmethod
-    def _share(
-        calls: Calls, dead: dict[object, tuple[int, int]], numbers: list[list[float]]
-    ) -> float:
+    def _share(calls: Calls, dead: dict[object, tuple[int, int]], arrays: Sequence[Array]) -> float:
         if calls.loud is None or calls.key not in dead:
-            return float("nan")
+            return math.nan
         place, row = dead[calls.key]
-        return numbers[place][row] / calls.loud.numel()
+        return float(arrays[place][row]) / calls.loud.numel()
 
 
 def _parts(sampled: Tensor) -> list[Tensor]:
@@ -214,7 +246,7 @@ def _is_power_of_two(number: int) -> bool:
 
 def _least(values: Sequence[float]) -> float:
     """Return the smallest number; NaN if one is."""
-    return float("nan") if any(value != value for value in values) else min(values)  # noqa: PLR0124
+    return math.nan if any(value != value for value in values) else min(values)  # noqa: PLR0124
 
 
 def _unscaled(sampled: Sampled | None, scale: float) -> Sampled | None:

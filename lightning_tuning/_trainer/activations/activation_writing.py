@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 from lightning.pytorch import Trainer
@@ -55,8 +56,10 @@ class ActivationWriter:
 
     def write(self, trainer: Trainer, step: ActivationStep) -> None:
         """Write numbers and histograms of a step."""
-        if not trainer.is_global_zero or not real_loggers(trainer):
-            return
+        if trainer.is_global_zero and real_loggers(trainer):
+            log_measured(trainer, functools.partial(self._measured, step), step.step)
+
+    def _measured(self, step: ActivationStep) -> tuple[dict[str, float], dict[str, Histogram]]:
         scalars: dict[str, float] = {}
         histograms: dict[str, Histogram] = {}
 
@@ -77,7 +80,7 @@ class ActivationWriter:
             add("gradients", layer.name, layer.gradients)
         for weight in step.weights:
             add("weight_gradients", weight.name, weight.gradients)
-        log_measured(trainer, scalars, histograms, step.step)
+        return scalars, histograms
 
     def draw_in_between(self, trainer: Trainer, record: ActivationRecord) -> None:
         """Draw if it takes 0.3 % of the time at most; all ranks may call it."""

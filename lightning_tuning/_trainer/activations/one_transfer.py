@@ -3,51 +3,75 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+Array = np.ndarray[Any, np.dtype[np.floating[Any]]]
+
 
 class OneTransfer:
-    """Collects tensors of any shape and type, and brings them to the host in one copy a device.
+    """Collects scalars and arrays of any type, and brings them to the host in one copy a device.
 
     Example:
         >>> transfer = OneTransfer()
-        >>> one, two = transfer.put(torch.tensor(3)), transfer.put(torch.tensor([0.5, 1.5]))
-        >>> values = transfer.fetch()
-        >>> values[one], values[two]
-        ([3.0], [0.5, 1.5])
+        >>> one, two = transfer.put([torch.tensor(3)]), transfer.put_array(torch.tensor([0.5]))
+        >>> scalars, arrays = transfer.fetch()
+        >>> scalars[one], arrays[two].tolist()
+        ([3.0], [0.5])
     """
 
     def __init__(self) -> None:
-        self._tensors: list[Tensor] = []
+        self._scalars: list[Tensor] = []
+        self._arrays: list[Tensor] = []
 
-    def put(self, tensor: Tensor) -> int:
-        """Take a tensor; returns its place in what :meth:`fetch` returns."""
-        self._tensors.append(tensor)
-        return len(self._tensors) - 1
+    def put(self, scalars: Sequence[Tensor]) -> slice:
+        """Take tensors of no dimension; returns their places among the scalars."""
+        start = len(self._scalars)
+        self._scalars += scalars
+        return slice(start, len(self._scalars))
 
-    def fetch(self) -> list[list[float]]:
-        """Return all numbers, tensor by tensor."""
-        kinds: dict[torch.device, dict[torch.dtype | int, list[int]]] = defaultdict(dict)
-        for place, tensor in enumerate(self._tensors):
-            kind = tensor.dtype if tensor.dim() == 0 else place
-            kinds[tensor.device].setdefault(kind, []).append(place)
-        result: list[list[float]] = [[] for _ in self._tensors]
-        for groups in kinds.values():
-            parts = [self._vector(kind, places) for kind, places in groups.items()]
-            wide = any(part.dtype == torch.float64 for part in parts)
-            dtype = torch.float64 if wide else torch.float32
-            numbers = torch.cat([part.to(dtype) for part in parts]).tolist()
-            start = 0
-            for places in groups.values():
-                for place in places:
-                    count = self._tensors[place].numel()
-                    result[place] = numbers[start : start + count]
-                    start += count
-        return result
+    def put_array(self, tensor: Tensor) -> int:
+        """Take a tensor of any shape; returns its place among the arrays."""
+        self._arrays.append(tensor)
+        return len(self._arrays) - 1
 
-    def _vector(self, kind: torch.dtype | int, places: list[int]) -> Tensor:
-        if isinstance(kind, int):
-            return self._tensors[kind].reshape(-1)
-        return torch.stack([self._tensors[place] for place in places])
+    def fetch(self) -> tuple[list[float], list[Array]]:
+        """Return all scalars, and all arrays."""
+        scalars: list[float] = [0.0] * len(self._scalars)
+        arrays: list[Array] = [np.empty(0)] * len(self._arrays)
+        for alike, others in self._by_device():
+            # scalars first, those of one type in one stack
+            stacks = [torch.stack([self._scalars[i] for i in places]) for places in alike]
+            found = _on_host([*stacks, *(self._arrays[i] for i in others)])
+            for places, values in zip(alike, found, strict=False):
+                for place, value in zip(places, values.tolist(), strict=True):
+                    scalars[place] = value
+            for place, values in zip(others, found[len(alike) :], strict=True):
+                arrays[place] = values.reshape(self._arrays[place].shape)
+        return scalars, arrays
+
+    def _by_device(self) -> list[tuple[list[list[int]], list[int]]]:
+        """Return for each device the places of its scalars, by type, and of its arrays."""
+        scalars: dict[torch.device, dict[torch.dtype, list[int]]] = defaultdict(dict)
+        arrays: dict[torch.device, list[int]] = defaultdict(list)
+        for place, scalar in enumerate(self._scalars):
+            scalars[scalar.device].setdefault(scalar.dtype, []).append(place)
+        for place, array in enumerate(self._arrays):
+            arrays[array.device].append(place)
+        return [
+            (list(scalars[device].values()), arrays[device])
+            for device in dict.fromkeys([*scalars, *arrays])
+        ]
+
+
+def _on_host(tensors: Sequence[Tensor]) -> list[Array]:
+    """Return tensors of one device as vectors on the host."""
+    wide = any(tensor.dtype == torch.float64 for tensor in tensors)
+    dtype = torch.float64 if wide else torch.float32
+    whole = torch.cat([tensor.reshape(-1).to(dtype) for tensor in tensors]).cpu().numpy()
+    ends = np.cumsum([tensor.numel() for tensor in tensors])
+    return np.split(whole, ends[:-1])

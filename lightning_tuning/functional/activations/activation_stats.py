@@ -6,17 +6,13 @@ Source: CS231n, *Neural Networks Part 2 and 3* (activation and gradient distribu
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 SAMPLE = 2048
 """At most so many values of a tensor go into its histogram; more would not show."""
-REACH = 4.0
-"""The outermost bins lie at ``expm1(4)``, or 54 times the root mean square."""
 _FAINT = 1e-3
 
 
@@ -152,86 +148,3 @@ def saturated(values: Tensor, activation: Activation) -> Tensor:
     if activation.high == math.inf:
         return (values <= activation.low).sum()
     return ((values <= activation.low) | (values >= activation.high)).sum()
-
-
-def histograms(samples: Sequence[Tensor], bins: int) -> Tensor:
-    """Count values in bins that are narrow near zero and grow with the distance from it.
-
-    The bins are equal in ``sign(x) * log1p(|x| / rms)``, for each sample with its own root mean
-    square; values beyond the last bin count there, and those that are not finite nowhere. Nothing
-    waits for the device.
-
-    Args:
-        samples: Vectors in single precision on one device, of about equal length.
-        bins: Their number.
-
-    Returns:
-        A row for each: the root mean square of its finite values over its length, their smallest,
-        largest and sum, and the number of values that are not finite, then its counts.
-
-    Example:
-        >>> rows = histograms([torch.tensor([-1.0, 1.0, 1.0, 1.0])], 4)
-        >>> rows[0].tolist()
-        [1.0, -1.0, 1.0, 2.0, 0.0, 0.0, 1.0, 3.0, 0.0]
-    """
-    # a row is filled up with what is not finite
-    padded = torch.nn.utils.rnn.pad_sequence(
-        list(samples), batch_first=True, padding_value=math.nan
-    )
-    lengths, starts = _layout(tuple(map(len, samples)), bins + 1, padded.device)
-    low = padded.nan_to_num(math.inf, math.inf, math.inf).amin(1)
-    high = padded.nan_to_num(-math.inf, -math.inf, -math.inf).amax(1)
-    finite = padded.nan_to_num(0.0, 0.0, 0.0)
-    total = finite.sum(1)
-    rms = torch.linalg.vector_norm(finite, dim=1) / lengths.sqrt()
-    tiny = torch.finfo(padded.dtype).tiny
-    ratio = finite.abs().div_(rms.clamp_min(tiny).unsqueeze(1)).log1p_().copysign_(finite)
-    place = ratio.mul_(bins / (2 * REACH)).add_(bins / 2 + 1).clamp_(1.0, bins + 0.5)
-    # the first bin of a row takes what is not finite: minus itself that is no number
-    place += finite.sub_(padded).mul_(0.0)
-    index = place.nan_to_num_(0.0).to(torch.int32).add_(starts)
-    counts = _counts(index.view(-1), len(samples) * (bins + 1)).view(len(samples), -1)
-    counts[:, 0] += lengths - padded.size(1)
-    return torch.cat([torch.stack([rms, low, high, total], dim=1), counts], dim=1)
-
-
-@functools.lru_cache(maxsize=256)
-def _layout(lengths: tuple[int, ...], width: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return lengths as numbers on the device, filled in there, and where each row's bins begin."""
-    sizes = [torch.full((), float(length), device=device) for length in lengths]
-    starts = torch.arange(0, len(lengths) * width, width, dtype=torch.int32, device=device)
-    return torch.stack(sizes), starts.unsqueeze(1)
-
-
-FACTS = 5
-"""Numbers before the counts in a row of :func:`histograms`."""
-
-
-@functools.cache
-def edges(bins: int) -> tuple[float, ...]:
-    """Return the edges of the bins, in root mean squares.
-
-    Example:
-        >>> [round(edge, 2) for edge in edges(4)]
-        [-53.6, -6.39, 0.0, 6.39, 53.6]
-    """
-    places = [2 * REACH * k / bins - REACH for k in range(bins + 1)]
-    return tuple(math.copysign(math.expm1(abs(place)), place) for place in places)
-
-
-def _counts(index: Tensor, bins: int) -> Tensor:
-    """Count how often each bin is named."""
-    if index.device.type == "cpu":
-        return torch.bincount(index, minlength=bins).float()
-    # `bincount` would wait for the device, to see how many bins there are
-    counts = torch.zeros(bins, device=index.device)
-    ones = torch.ones(1, device=index.device).expand(len(index))
-    if not torch.are_deterministic_algorithms_enabled():
-        return counts.scatter_add_(0, index.long(), ones)
-    # sums of ones are the same in any order, though torch refuses this or sorts on a GPU there
-    warn = torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(False)
-    try:
-        return counts.scatter_add_(0, index.long(), ones)
-    finally:
-        torch.use_deterministic_algorithms(True, warn_only=warn)

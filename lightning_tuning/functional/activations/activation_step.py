@@ -5,8 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
-from lightning_tuning.functional.activations.activation_stats import FACTS, edges
+import numpy as np
+
+from lightning_tuning.functional.activations.activation_histograms import FACTS, edges
 from lightning_tuning.functional.histogram import Histogram
 
 
@@ -31,16 +34,27 @@ class Sampled:
     counts: tuple[int, ...]
 
     @classmethod
-    def from_row(cls, row: Sequence[float]) -> Sampled:
-        """Return what a row of ``activation_stats.histograms`` says.
+    def from_rows(cls, rows: np.ndarray[Any, np.dtype[np.floating[Any]]]) -> list[Sampled]:
+        """Return what each row of ``activation_histograms.histograms`` says.
 
         Example:
-            >>> Sampled.from_row([1.0, -1.0, 1.0, 0.0, 0.0, 2.0, 2.0]).counts
-            (2, 2)
+            >>> rows = np.array([[1.0, -1.0, 1.0, 0.0, 0.0, 2.0, 2.0]])
+            >>> [sampled.counts for sampled in Sampled.from_rows(rows)]
+            [(2, 2)]
         """
-        rms, low, high, total, broken = row[:FACTS]
-        counts = tuple(map(int, row[FACTS:]))
-        return cls(rms=rms, low=low, high=high, total=total, non_finite=int(broken), counts=counts)
+        return [
+            cls(
+                rms=rms,
+                low=low,
+                high=high,
+                total=total,
+                non_finite=int(broken),
+                counts=tuple(counts),
+            )
+            for (rms, low, high, total, broken), counts in zip(
+                rows[:, :FACTS].tolist(), rows[:, FACTS:].astype(np.int64).tolist(), strict=True
+            )
+        ]
 
     def histogram(self) -> Histogram | None:
         """Return it as loggers take it, from its first bin with a count to its last.
@@ -49,7 +63,7 @@ class Sampled:
         bytes.
 
         Example:
-            >>> row = Sampled.from_row([1.0, -1.0, 1.0, 0.0, 0.0, 2.0, 2.0])
+            >>> [row] = Sampled.from_rows(np.array([[1.0, -1.0, 1.0, 0.0, 0.0, 2.0, 2.0]]))
             >>> [round(limit, 1) for limit in row.histogram().limits]
             [0.0, 53.6]
         """

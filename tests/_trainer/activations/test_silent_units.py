@@ -33,13 +33,14 @@ def test_small_batches_have_longer_windows():
 
 
 def test_one_transfer_returns_everything_in_its_place():
-    given = [
-        *(torch.tensor(1.5), torch.tensor(7), torch.randn(2, 3), torch.tensor(2.0).double()),
-        *(torch.tensor(0.5).bfloat16(), torch.zeros(0), torch.tensor(3.25)),
-    ]
+    first = [torch.tensor(1.5), torch.tensor(7), torch.tensor(2.0).double()]
+    second = [torch.tensor(0.5).bfloat16(), torch.tensor(3.25)]
+    arrays = [torch.randn(2, 3), torch.zeros(0), torch.arange(4)]
     transfer = OneTransfer()
-    places = [transfer.put(tensor) for tensor in given]
-    found = transfer.fetch()
-    for place, tensor in zip(places, given, strict=True):
-        assert found[place] == tensor.double().flatten().tolist()
-    assert OneTransfer().fetch() == []
+    places = transfer.put(first), transfer.put([]), transfer.put(second)
+    rows = [transfer.put_array(array) for array in arrays]
+    scalars, found = transfer.fetch()
+    assert [scalars[place] for place in places] == [[1.5, 7.0, 2.0], [], [0.5, 3.25]]
+    for row, array in zip(rows, arrays, strict=True):
+        assert found[row].tolist() == array.double().tolist()
+    assert OneTransfer().fetch() == ([], [])

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from lightning_tuning.functional.activations.activation_histograms import FACTS, histograms
 from lightning_tuning.functional.activations.activation_result import ActivationRecord
-from lightning_tuning.functional.activations.activation_stats import FACTS, histograms
 from lightning_tuning.functional.activations.activation_step import (
     ActivationStep,
     LayerStep,
@@ -19,7 +19,7 @@ from lightning_tuning.functional.activations.activation_step import (
 
 
 def sampled(values, bins=16):
-    return Sampled.from_row(histograms([values], bins)[0].tolist())
+    return Sampled.from_rows(histograms([values], bins).numpy())[0]
 
 
 def step(number, loss=1.0, **fields):
