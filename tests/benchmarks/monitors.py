@@ -1,6 +1,6 @@
 """What the monitors cost, side by side in one run with what a user would write instead.
 
-``python tests/benchmarks/monitors.py [--parts fit step activations parameters layers]``
+``python tests/benchmarks/monitors.py [--parts fit step activations parameters layers] [--only CNN]``
 
 - fit: whole fits with all monitors at their defaults against the same fits without them, both with
   TensorBoard and validation, from ``trainer.fit`` to its end.
@@ -233,9 +233,14 @@ PEERS = {
 
 
 class Clock(Callback):
-    """Seconds by the clock and of the processor, from the end of the warm-up to the last batch."""
+    """Seconds by the clock and of the processor, from the end of the warm-up to the last batch.
+
+    What waits to be written to TensorBoard at its end is written within that time.
+    """
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step in (WARM_UP, trainer.max_steps) and trainer.logger is not None:
+            trainer.logger.experiment.flush()
         now = time.perf_counter(), time.process_time()
         if trainer.global_step == WARM_UP:
             self.begin = now
@@ -294,6 +299,8 @@ def whole_fits(arguments):
     columns = ("plain, s", "four empty callbacks, s", "all monitors, s", ": plain", "processor")
     rows = [("whole fit", "steps", *columns, "beyond empty ones, s")]
     for name, (make, size) in PROGRAMS.items():
+        if arguments.only not in name:
+            continue
         step = fit(make, size, [], 40)[1][1]
         steps = max(100, int(arguments.seconds / step))
         found = turns(
@@ -339,6 +346,8 @@ def compare(ours, peers, arguments, **settings):
         **PROGRAMS,
         "perceptron of 10 layers": (lambda: blocks(10, 256, 64), 8),
     }.items():
+        if arguments.only not in label:
+            continue
         contestants = {
             name: lambda made=made, m=make, s=size: fit(m, s, made(), arguments.steps, **settings)[
                 1
@@ -415,6 +424,7 @@ def main():
     )
     parser.add_argument("--steps", type=int, default=60, help="of a fit with peers")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", default="", help="programs whose names contain this")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--path", default="", help="a folder where wandb lies")
     arguments = parser.parse_args()
