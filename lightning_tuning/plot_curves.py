@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from lightning_tuning.findings import Finding
 from lightning_tuning.functional.curves.loss_curves import Curves, LossCurveResult
+from lightning_tuning.log_axis import plain_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,18 +59,19 @@ def plot_curves(result: LossCurveResult) -> Figure:
     positive = all(v > 0 for c in (curves.train, curves.val) if c is not None for v in c.values)
     if positive and curves.train.values:
         log.set_yscale("log")
+        plain_numbers(log.yaxis)
     else:
         log.set_yscale("symlog", linthresh=0.1)
     linear.set(ylabel="loss")
     log.set(ylabel="loss, log scale")
     linear.legend(fontsize="small", loc="best")
-    for metric in curves.metrics[:_MOST_METRICS]:
-        metrics.plot(curves.epochs(metric.steps), metric.values, ".-", label=metric.name)
-    if curves.metrics:
-        metrics.legend(fontsize="small", loc="best")
-    metrics.set(ylabel="validation metrics")
+    _draw_metrics(metrics, curves)
     rates.plot(curves.epochs(curves.train.steps)[: len(curves.rates)], curves.rates, color="C4")
     rates.set(ylabel="learning rate")
+    if min(curves.rates, default=0.0) >= 0:
+        rates.set_ylim(bottom=0.0)
+    for axes in (linear, metrics, rates):
+        axes.locator_params(nbins=6)  # ticks are half of the time that a figure takes
     for axes in (metrics, rates):
         axes.set(xlabel="epoch" if curves.epoch_ends else "step")
     figure.suptitle(told, y=1 - 0.1 / _HEIGHT, fontsize="small", va="top")
@@ -89,6 +91,18 @@ def _draw_losses(axes: Axes, curves: Curves) -> None:
         axes.plot(curves.epochs(curves.val.steps), curves.val.values, "C1.-", label=curves.val.name)
     if curves.chance is not None:
         axes.axhline(curves.chance, color="0.3", linestyle=":", linewidth=1, label="chance")
+
+
+def _draw_metrics(axes: Axes, curves: Curves) -> None:
+    for metric in curves.metrics[:_MOST_METRICS]:
+        axes.plot(curves.epochs(metric.steps), metric.values, ".-", label=metric.name)
+    if curves.metrics:
+        axes.set(ylabel="validation metrics")
+        axes.legend(fontsize="small", loc="best")
+    else:
+        axes.set_yticks([])
+        told = "no validation metrics but the loss"
+        axes.text(0.5, 0.5, told, color="0.4", ha="center", transform=axes.transAxes)
 
 
 def _mark(axes: Axes, curves: Curves, loud: list[Finding]) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lightning_tuning.functional.update_ratio.update_ratio import UpdateRatioResult, matrix
+from lightning_tuning.log_axis import plain_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -126,6 +127,7 @@ def _draw_gradients(axes: Axes, result: UpdateRatioResult) -> None:
                 axes.plot(steps[measured], norms[measured], style, color=f"C{number}", label=label)
     if some:
         axes.set_yscale("log")
+        plain_numbers(axes.yaxis)
         axes.legend(fontsize="x-small", loc="best")
     axes.set(xlabel="step", ylabel="gradient norm", xlim=_limits(result.steps))
 

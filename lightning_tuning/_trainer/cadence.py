@@ -11,7 +11,7 @@ from lightning_tuning._trainer.schedule_length import steps_left, steps_per_epoc
 
 _AT_LEAST = 20
 """So many points a fit of known length gives, since rules that see three are silent."""
-_AT_MOST = 200
+_AT_MOST = 100
 """So many are enough to see a whole fit; more would cost time, memory and event files."""
 _WITHOUT_LOGGING = 50
 
@@ -26,7 +26,7 @@ class Cadence:
         trainer: A trainer in ``on_train_start``.
         every_n_steps: Optimizer steps; None for ``log_every_n_steps``, or less in a fit that is
             so short that it would give fewer than twenty points, or more in one so long that it
-            would give more than two hundred.
+            would give more than a hundred.
 
     Attributes:
         every_n_steps: Optimizer steps from one measurement to the next.
@@ -56,7 +56,7 @@ class Cadence:
 
 
 def epochs_between_readings(trainer: Trainer) -> int:
-    """Return after how many epochs to look again, two hundred times in a fit at most.
+    """Return after how many epochs to look again, a hundred times in a fit at most.
 
     Args:
         trainer: A trainer in ``on_train_start``.

@@ -22,10 +22,11 @@ _SECONDS = 1.0
 class EventBatch:
     """Collects events of one file for a second at most, and writes them at once.
 
-    A thread of TensorBoard's writes each event by itself: it takes checksums, opens the file and
-    closes it, holding the interpreter's lock against the thread that trains, half a millisecond
-    for each. What comes a second or more after what was written last is written at once, and
-    everything when the file is flushed or closed.
+    A thread of TensorBoard's takes checksums of each event, opens the file and closes it, and for
+    all that fights for the interpreter's lock with the thread that trains: half a millisecond each
+    time. Here the thread that trains writes, while the other one has nothing to do. What comes a
+    second or more after what was written last is written at once, and everything when the file is
+    flushed, as Lightning does where it logs, or closed.
 
     Args:
         queue: What hands events to TensorBoard's thread.
@@ -37,9 +38,6 @@ class EventBatch:
         self._waiting: list[tuple[float, int, Callable[[], Any]]] = []
         self._written = -_SECONDS
         queue.flush, queue.close = self.flush, self.close
-        records = queue._writer
-        write, write_record = records._writer.write, records.write
-        records.write = lambda data: (write if isinstance(data, _Records) else write_record)(data)
 
     def add(self, step: int, summary: Callable[[], Any]) -> None:
         """Take an event.
@@ -72,11 +70,15 @@ class EventBatch:
             if (made := summary()).value
         ]
         if records:
-            self._queue.write(_Records(b"".join(records)))
+            self._append(b"".join(records))
 
-
-class _Records(bytes):
-    """Records of TFRecord, to be written as they are."""
+    def _append(self, data: bytes) -> None:
+        queue = self._queue
+        # under its lock nothing comes in, and what has come in is written then
+        with queue._lock:
+            queue._byte_queue.join()
+            queue._check_worker_status()
+            queue._writer._writer.write(data)
 
 
 def batch_of(file: Any) -> EventBatch | None:

@@ -7,7 +7,6 @@ nothing that the program itself logs.
 from __future__ import annotations
 
 import functools
-import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ import numpy as np
 from lightning.pytorch import Callback, Trainer
 
 from lightning_tuning._trainer import custom_scalars
-from lightning_tuning._trainer.media_loggers import TensorBoard, sink_of, sinks
+from lightning_tuning._trainer.media_loggers import TensorBoard, png_of, sink_of, sinks
 from lightning_tuning._trainer.report import real_loggers, run_folder
 from lightning_tuning._trainer.tensorboard_events import Measured, write_curve, write_measured
 from lightning_tuning._trainer.without_collection import without_collection
@@ -106,12 +105,12 @@ def log_figure(
     if folder is None and not takers:
         return
     with without_collection():
-        figure, picture = draw(), io.BytesIO()
-        figure.savefig(picture, format="png", dpi=120)
+        figure = draw()
+        picture = png_of(figure, dots=120)
         if folder is not None:
-            (folder / f"{file or _file_name(tag)}.png").write_bytes(picture.getvalue())
+            (folder / f"{file or _file_name(tag)}.png").write_bytes(picture)
         for sink in takers:
-            if not (isinstance(sink, TensorBoard) and sink.drawn(tag, picture.getvalue(), step)):
+            if not (isinstance(sink, TensorBoard) and sink.drawn(tag, picture, step)):
                 sink.figure(tag, figure, step)
 
 

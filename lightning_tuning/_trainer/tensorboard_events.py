@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import pathlib
 import struct
@@ -20,6 +21,9 @@ from lightning_tuning.functional.histogram import Histogram
 
 Measured = tuple[Mapping[str, float], Mapping[str, Histogram]]
 """Scalars and histograms by their tags."""
+# fields of HistogramProto as protocol buffers write them: five doubles, and two packed ones
+_MOMENTS = tuple(number << 3 | 1 for number in range(1, 6))
+_LIMITS, _COUNTS = (bytes([number << 3 | 2]) for number in (6, 7))
 _FIRST = "events.out.tfevents.0000000000.tuning"
 
 
@@ -120,13 +124,39 @@ def _summary(prefix: str, measured: Callable[[], Measured]) -> Any:
     return Summary(value=values)
 
 
-def _proto(histogram: Histogram) -> HistogramProto:
-    return HistogramProto(
-        min=histogram.min,
-        max=histogram.max,
-        num=histogram.num,
-        sum=histogram.sum,
-        sum_squares=histogram.sum_squares,
-        bucket_limit=histogram.limits,
-        bucket=histogram.counts,
+def _proto(histogram: Histogram) -> Any:
+    """Return it as TensorBoard stores it; two numbers a bin are copied as bytes, not one by one."""
+    moments = (
+        histogram.min,
+        histogram.max,
+        histogram.num,
+        histogram.sum,
+        histogram.sum_squares,
     )
+    fields = struct.pack("<BdBdBdBdBd", *itertools.chain(*zip(_MOMENTS, moments, strict=True)))
+    bins = len(histogram.limits)
+    length = _varint(8 * bins)
+    numbers = f"<{bins}d"
+    return HistogramProto.FromString(
+        fields
+        + _LIMITS
+        + length
+        + struct.pack(numbers, *histogram.limits)
+        + _COUNTS
+        + length
+        + struct.pack(numbers, *histogram.counts)
+    )
+
+
+def _varint(number: int) -> bytes:
+    """Return a number as protocol buffers write a length.
+
+    Example:
+        >>> _varint(300).hex()
+        'ac02'
+    """
+    found = bytearray()
+    while number > 127:
+        found.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*found, number])

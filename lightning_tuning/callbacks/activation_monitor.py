@@ -37,7 +37,7 @@ class ActivationMonitor(Callback):
         gradients: Whether gradients are measured.
         bins: Number of bins of each histogram.
         every_n_steps: Optimizer steps from one measurement to the next; None for the trainer's
-            ``log_every_n_steps``, or what gives twenty points at least and two hundred at most.
+            ``log_every_n_steps``, or what gives twenty points at least and a hundred at most.
 
     Raises:
         ValueError: An argument is out of its range, or, at the start of the fit, a pattern fits no

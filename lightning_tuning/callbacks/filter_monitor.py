@@ -37,7 +37,7 @@ class FilterMonitor(Callback):
         layer: Path of the layer in the module, such as ``"net.conv1"``; None for the first one
             with filters that a training step calls.
         every_n_epochs: Epochs from one reading to the next; None for each epoch, or fewer in a fit
-            of more than two hundred. Pictures are left out where they would take more than 0.3 %
+            of more than a hundred. Pictures are left out where they would take more than 0.3 %
             of the fit's time, the first and the last aside.
         image_shape: Shape of the image that a fully connected layer sees, such as ``[28, 28]`` or
             ``[3, 32, 32]``; None to take it from the batch.

@@ -32,7 +32,7 @@ class UpdateRatioMonitor(Callback):
     Args:
         every_n_steps: Optimizer steps from one measurement to the next (batches under manual
             optimization); None for the trainer's ``log_every_n_steps``, or what gives twenty
-            points at least and two hundred at most.
+            points at least and a hundred at most.
         include: A regular expression, to be found in the names of those parameters that are to be
             measured, such as ``"encoder|head"``; None for all that an optimizer holds.
 

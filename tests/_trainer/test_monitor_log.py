@@ -143,12 +143,19 @@ def test_a_fit_that_ends_with_an_exception_leaves_what_waited():
     assert [e.step for e in events(logger).Scalars("ratio")] == list(range(6))
 
 
-def test_its_histograms_are_those_that_torch_writes():
+@pytest.mark.parametrize("bins", [1, 15, 16, 64, 3000])
+def test_its_histograms_are_those_that_torch_writes(bins):
+    values = np.random.default_rng(bins).normal(size=1000)
+    counts, edges = np.histogram(values, bins)
+    moments = {"min": values.min(), "max": values.max(), "num": 1000, "sum": values.sum()}
+    moments["sum_squares"] = (values**2).sum()
+    given = Histogram(limits=tuple(edges[1:]), counts=tuple(counts.tolist()), **moments)
     with SummaryWriter("ours") as ours, SummaryWriter("theirs") as theirs:
-        assert write_measured(
-            types.SimpleNamespace(experiment=ours), lambda: ({}, {"a": COUNTED}), 2
+        logger = types.SimpleNamespace(experiment=ours)
+        assert write_measured(logger, lambda: ({}, {"a": given}), 2)
+        theirs.add_histogram_raw(
+            "a", bucket_limits=edges[1:], bucket_counts=counts, global_step=2, **moments
         )
-        theirs.add_histogram_raw("a", 1.5, 3.0, 4, 7.0, 20.0, [1.0, 2.0, 3.0], [0, 3, 1], 2)
     first, second = (EventAccumulator(at).Reload().Histograms("a")[0] for at in ("ours", "theirs"))
     assert (first.step, first.histogram_value) == (second.step, second.histogram_value)
 

@@ -1,6 +1,6 @@
 """What the monitors cost, side by side in one run with what a user would write instead.
 
-``python tests/benchmarks/monitors.py [--parts fit step activations parameters layers] [--only CNN]``
+``python tests/benchmarks/monitors.py [--parts fit step activations parameters layers]``
 
 - fit: whole fits with all monitors at their defaults against the same fits without them, both with
   TensorBoard and validation, from ``trainer.fit`` to its end.
