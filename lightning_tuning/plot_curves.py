@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from lightning_tuning.findings import Finding
 from lightning_tuning.functional.curves.loss_curves import Curves, LossCurveResult
-from lightning_tuning.log_axis import plain_numbers
+from lightning_tuning.plot_log_axis import plain_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lightning_tuning.functional.update_ratio.update_ratio import UpdateRatioResult, matrix
-from lightning_tuning.log_axis import plain_numbers
+from lightning_tuning.plot_log_axis import plain_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,14 +6,14 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 
-_SHARE = 0.003
+_SHARE = 0.002
 """Three monitors draw, and all that they do is to stay below a fiftieth of the time."""
 _EXPECTED = 0.5
 """Seconds that the first figure takes, as long as nobody knows better."""
 
 
 class DrawingPace:
-    """Lets figures be drawn while those of one monitor take 0.3 % of the time at most.
+    """Lets figures be drawn while those of one monitor take 0.2 % of the time at most.
 
     Args:
         clock: Gives seconds.
@@ -23,7 +23,7 @@ class DrawingPace:
         >>> pace = DrawingPace(clock=lambda: now[0])
         >>> pace.allows()
         False
-        >>> now[0] = 200.0
+        >>> now[0] = 300.0
         >>> pace.allows()
         True
     """

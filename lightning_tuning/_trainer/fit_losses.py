@@ -36,7 +36,7 @@ def resting_between_steps(trainer: Trainer, callback: Callback, *names: str) -> 
 
     One of the monitors has to note every loss, and its ``on_train_batch_end`` does not rest.
     """
-    if fit_losses(trainer).are_noted_by(callback):
+    if fit_losses(trainer).claim(callback):
         names = tuple(name for name in names if name != "on_train_batch_end")
     return RestingHooks(trainer, callback, *names)
 
@@ -56,8 +56,8 @@ class FitLosses:
         self._seen = -1
         self._noter: weakref.ref[Callback] | None = None
 
-    def are_noted_by(self, callback: Callback) -> bool:
-        """Whether this callback is to note every batch: the first that asks, in a fit."""
+    def claim(self, callback: Callback) -> bool:
+        """Claim to note every batch; returns whether this callback does, the first that claims."""
         if self._noter is None:
             self._noter = weakref.ref(callback)
         return self._noter() is callback

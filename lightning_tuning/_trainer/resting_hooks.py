@@ -44,7 +44,7 @@ class RestingHooks:
         >>> hooks = RestingHooks(trainer, callback)
         >>> callable(callback.on_after_backward)
         False
-        >>> hooks.end()
+        >>> all_awake(callback)
         >>> callable(callback.on_after_backward)
         True
     """
@@ -55,8 +55,7 @@ class RestingHooks:
         able = held and _are_passed_over()
         free = [name for name in _EACH_BATCH if able and self._is_free(callback, name)]
         self._names = [name for name in free if name in names]
-        self._unused = [name for name in free if _is_inherited(callback, name)]
-        self._own.update(dict.fromkeys(self._unused))
+        self._own.update({name: None for name in free if _is_inherited(callback, name)})
 
     def rest(self) -> None:
         """Let the hooks rest."""
@@ -68,14 +67,25 @@ class RestingHooks:
         for name in self._names:
             self._own.pop(name, None)
 
-    def end(self) -> None:
-        """Leave nothing behind."""
-        for name in (*self._names, *self._unused):
-            self._own.pop(name, None)
-
     def _is_free(self, callback: Callback, name: str) -> bool:
         package = getattr(type(callback), name).__module__.partition(".")[0]
         return package in _PACKAGES and name not in self._own
+
+
+def all_awake(callback: Callback) -> None:
+    """Let no hook of a callback rest any more.
+
+    Example:
+        >>> callback = Callback()
+        >>> callback.on_after_backward = None
+        >>> all_awake(callback)
+        >>> callable(callback.on_after_backward)
+        True
+    """
+    own = vars(callback)
+    for name in _EACH_BATCH:
+        if own.get(name, name) is None:
+            del own[name]
 
 
 def awake(state: Mapping[str, Any]) -> dict[str, Any]:

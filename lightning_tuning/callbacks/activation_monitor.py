@@ -14,7 +14,7 @@ from lightning_tuning._trainer.fit_losses import forget_losses, resting_between_
 from lightning_tuning._trainer.last_words import last_words
 from lightning_tuning._trainer.monitor_log import tag_suffix
 from lightning_tuning._trainer.report import report
-from lightning_tuning._trainer.resting_hooks import RestingHooks, awake
+from lightning_tuning._trainer.resting_hooks import RestingHooks, all_awake, awake
 from lightning_tuning.findings import Finding
 from lightning_tuning.functional import checks as arguments
 from lightning_tuning.functional.activations.activation_result import ActivationResult
@@ -201,9 +201,7 @@ class ActivationMonitor(Callback):
             watch.remove()
 
     def _let_go(self) -> ActivationWatch | None:
-        hooks, self._hooks = self._hooks, None
-        if hooks is not None:
-            hooks.end()
+        all_awake(self)
         watch, self._watch = self._watch, None
         return watch
 

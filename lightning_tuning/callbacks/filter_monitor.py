@@ -18,7 +18,7 @@ from lightning_tuning._trainer.fit_losses import (
 from lightning_tuning._trainer.last_words import last_words
 from lightning_tuning._trainer.monitor_log import tag_suffix
 from lightning_tuning._trainer.report import report
-from lightning_tuning._trainer.resting_hooks import RestingHooks, awake
+from lightning_tuning._trainer.resting_hooks import RestingHooks, all_awake, awake
 from lightning_tuning.findings import Finding
 from lightning_tuning.functional import checks as arguments
 from lightning_tuning.functional.filters.filter_findings import filters_noisy
@@ -37,7 +37,7 @@ class FilterMonitor(Callback):
         layer: Path of the layer in the module, such as ``"net.conv1"``; None for the first one
             with filters that a training step calls.
         every_n_epochs: Epochs from one reading to the next; None for each epoch, or fewer in a fit
-            of more than a hundred. Pictures are left out where they would take more than 0.3 %
+            of more than a hundred. Pictures are left out where they would take more than 0.2 %
             of the fit's time, the first and the last aside.
         image_shape: Shape of the image that a fully connected layer sees, such as ``[28, 28]`` or
             ``[3, 32, 32]``; None to take it from the batch.
@@ -153,23 +153,18 @@ class FilterMonitor(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let go of the module."""
-        self._wake()
+        all_awake(self)
         if self._watch is not None:
             self._watch.close()
             self._watch = None
 
     def _settle(self, trainer: Trainer, watch: FilterWatch) -> None:
         watch.close()
-        self._wake()
+        all_awake(self)
         self._watch = None
         self.result = watch.result
         self.findings = filters_noisy(watch.evidence())
         report(trainer, self.findings)
-
-    def _wake(self) -> None:
-        hooks, self._hooks = self._hooks, None
-        if hooks is not None:
-            hooks.end()
 
 
 def _is_shape(value: object) -> bool:

@@ -13,7 +13,7 @@ from lightning_tuning._trainer.fit_losses import fit_losses, forget_losses
 from lightning_tuning._trainer.last_words import last_words
 from lightning_tuning._trainer.logger import log_result
 from lightning_tuning._trainer.report import logged_step, report
-from lightning_tuning._trainer.resting_hooks import RestingHooks, awake
+from lightning_tuning._trainer.resting_hooks import RestingHooks, all_awake, awake
 from lightning_tuning._trainer.verdict import OnFail
 from lightning_tuning.findings import ChecksFailedError, Finding
 from lightning_tuning.functional import checks as arguments
@@ -91,7 +91,7 @@ class LossCurveDiagnosis(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take it over to note the losses, before other monitors begin, which need not then."""
-        fit_losses(trainer).are_noted_by(self)
+        fit_losses(trainer).claim(self)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin a record, or go on with that of the checkpoint."""
@@ -185,7 +185,7 @@ class LossCurveDiagnosis(Callback):
         if recorder is None:
             return
         recorder.close()
-        self._wake()
+        all_awake(self)
         with last_words(self):
             if trainer.world_size == 1:
                 recorder.read()
@@ -193,7 +193,7 @@ class LossCurveDiagnosis(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let go of the trainer."""
-        self._wake()
+        all_awake(self)
         if self._recorder is not None:
             self._recorder.close()
             self._recorder = None
@@ -219,7 +219,7 @@ class LossCurveDiagnosis(Callback):
     def _finish(self, trainer: Trainer, curves: Curves) -> None:
         assert self._recorder is not None
         self._recorder.close()
-        self._wake()
+        all_awake(self)
         self._curves, self._unfinished = curves, self._recorder.record.unfinished
         self._recorder = None
         told = self.findings
@@ -227,11 +227,6 @@ class LossCurveDiagnosis(Callback):
         self.findings = (*told, *(f for f in found if f.code not in {t.code for t in told}))
         self.result = LossCurveResult(curves=curves, findings=self.findings)
         report(trainer, self.findings[len(told) :])
-
-    def _wake(self) -> None:
-        hooks, self._hooks = self._hooks, None
-        if hooks is not None:
-            hooks.end()
 
     def _raise_if_asked(self) -> None:
         failed = [finding for finding in self.findings if finding.verdict == "fail"]

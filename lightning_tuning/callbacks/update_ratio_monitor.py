@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from lightning_tuning._trainer.fit_losses import forget_losses, resting_between_steps
 from lightning_tuning._trainer.last_words import last_words
-from lightning_tuning._trainer.resting_hooks import RestingHooks, awake
+from lightning_tuning._trainer.resting_hooks import RestingHooks, all_awake, awake
 from lightning_tuning._trainer.update_ratio.update_record import UpdateRecord
 from lightning_tuning.findings import Finding
 from lightning_tuning.functional import checks as arguments
@@ -128,9 +128,7 @@ class UpdateRatioMonitor(Callback):
 
     def _finish(self, *, interrupted: bool = False) -> None:
         record, self._record = self._record, None
-        hooks, self._hooks = self._hooks, None
-        if hooks is not None:
-            hooks.end()
+        all_awake(self)
         if record is not None:
             self.result, findings = record.finish(self.findings, interrupted=interrupted)
             self.findings += findings

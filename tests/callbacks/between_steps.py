@@ -13,6 +13,16 @@ from lightning_tuning import (
 from lightning_tuning._trainer.resting_hooks import _EACH_BATCH
 
 
+def monitors(every_n_steps):
+    """All four, for a `Classifier`, measuring seldom."""
+    return [
+        UpdateRatioMonitor(every_n_steps),
+        ActivationMonitor(every_n_steps=every_n_steps),
+        FilterMonitor("net.0", image_shape=[2, 3]),
+        LossCurveDiagnosis(),
+    ]
+
+
 class Between(Callback):
     """Runs the monitors' hooks of batches after the third one inside of a context.
 

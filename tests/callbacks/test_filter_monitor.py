@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
 from matplotlib.image import imread
@@ -22,6 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_tuning import FilterMonitor, UpdateRatioMonitor
 from lightning_tuning.functional.filters.filter_images import grid, smoothness
+from tests.callbacks.ema_fits import rescue
 from tests.processes import run_on_ranks
 from tests.toys import Classifier, loader
 
@@ -106,7 +106,7 @@ def test_it_reads_the_weights_before_the_first_step_and_at_the_ends_of_epochs():
         np.testing.assert_array_equal(filters, weights)
 
 
-def test_every_n_epochs_and_the_end():  # six steps an epoch
+def test_every_n_epochs_and_the_end():
     monitor = FilterMonitor(every_n_epochs=2)
     fit(Net(), monitor, max_epochs=5)
     assert monitor.result.steps == (0, 12, 24, 30)
@@ -213,7 +213,7 @@ def test_the_error_of_the_fit_is_the_one_that_is_raised(callback, tmp_path):
                 raise OSError("the error of the fit")
 
     logger = TensorBoardLogger(tmp_path / "logs")
-    saving = ModelCheckpoint(tmp_path / "saved", save_on_exception=True)
+    saving = rescue(tmp_path / "saved", "broken")
     monitor = callback(every_n_steps=1) if callback is UpdateRatioMonitor else callback()
     settings = {"logger": logger, "enable_checkpointing": True}
     with (

@@ -6,13 +6,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 
-from lightning_tuning import (
-    ActivationMonitor,
-    FilterMonitor,
-    LossCurveDiagnosis,
-    UpdateRatioMonitor,
-)
-from tests.callbacks.between_steps import Between
+from tests.callbacks.between_steps import Between, monitors
 from tests.toys import Classifier, Manual, loader
 
 pytestmark = [
@@ -35,15 +29,6 @@ class Noted(Callback):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         if outputs:
             self.losses.append(outputs["loss"])
-
-
-def monitors(every_n_steps):
-    return [
-        UpdateRatioMonitor(every_n_steps),
-        ActivationMonitor(every_n_steps=every_n_steps),
-        FilterMonitor("net.0", image_shape=[2, 3]),
-        LossCurveDiagnosis(),
-    ]
 
 
 def fitted(module, callbacks, **settings):

@@ -11,13 +11,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
-from lightning_tuning import (
-    ActivationMonitor,
-    FilterMonitor,
-    LossCurveDiagnosis,
-    UpdateRatioMonitor,
-)
-from tests.callbacks.between_steps import Between
+from tests.callbacks.between_steps import Between, monitors
 from tests.toys import Classifier, Manual, loader
 
 ASKING = (
@@ -56,15 +50,6 @@ def fit(module, callbacks, **settings):
         callbacks=callbacks,
     )
     trainer.fit(module, loader(samples=96), loader())
-
-
-def monitors(every_n_steps):
-    return [
-        UpdateRatioMonitor(every_n_steps),
-        ActivationMonitor(every_n_steps=every_n_steps),
-        FilterMonitor("net.0", image_shape=[2, 3]),
-        LossCurveDiagnosis(),
-    ]
 
 
 def test_asking_is_seen():

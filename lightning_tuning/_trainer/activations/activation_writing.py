@@ -83,7 +83,7 @@ class ActivationWriter:
         return scalars, histograms
 
     def draw_in_between(self, trainer: Trainer, record: ActivationRecord) -> None:
-        """Draw if it takes 0.3 % of the time at most; all ranks may call it."""
+        """Draw if it takes 0.2 % of the time at most; all ranks may call it."""
         if trainer.is_global_zero and takes_figures(trainer) and self._pace.allows():
             with self._pace.spending():
                 self._draw(trainer, record.result())

@@ -98,7 +98,7 @@ class UpdateRecord:
         return self._urgent()
 
     def draw_if_cheap(self) -> None:
-        """Draw what there is, at most for 0.3 % of the time."""
+        """Draw what there is, at most for 0.2 % of the time."""
         if not self._history.rows or not real_loggers(self._trainer):
             return
         # all processes must come to write, and their clocks differ
