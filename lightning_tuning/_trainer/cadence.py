@@ -44,10 +44,17 @@ class Cadence:
 
     def due(self) -> bool:
         """Whether the batch that begins ends with a step to be measured; on_train_batch_start."""
-        step = self._loop._batches_that_stepped
-        if step != self._first and (step + 1) % self.every_n_steps:
+        if not self.may_be_due(self._loop._batches_that_stepped):
             return False
         return not (self._automatic and self._loop._should_accumulate())
+
+    def may_be_due(self, step: int) -> bool:
+        """Whether a step is to be measured, with the last of its batches."""
+        return step == self._first or (step + 1) % self.every_n_steps == 0
+
+    def next_after(self, step: int) -> int:
+        """Return the first step behind another one that may be due."""
+        return step + 1 + -(step + 2) % self.every_n_steps
 
     @property
     def step(self) -> int:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import array
+import math
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
-from lightning_tuning._trainer.resting_hooks import RestingHooks
+from lightning_tuning._trainer.resting_hooks import is_ours
 
 _OF: weakref.WeakKeyDictionary[object, FitLosses] = weakref.WeakKeyDictionary()
 _HELD = 1000
@@ -31,16 +32,6 @@ def forget_losses(trainer: Trainer) -> None:
     _OF.pop(trainer.fit_loop, None)
 
 
-def resting_between_steps(trainer: Trainer, callback: Callback, *names: str) -> RestingHooks:
-    """Return hooks that are to rest on steps that are not measured; in ``on_train_start``.
-
-    One of the monitors has to note every loss, and its ``on_train_batch_end`` does not rest.
-    """
-    if fit_losses(trainer).claim(callback):
-        names = tuple(name for name in names if name != "on_train_batch_end")
-    return RestingHooks(trainer, callback, *names)
-
-
 class FitLosses:
     """What ``training_step`` returned, one number for each optimizer step.
 
@@ -55,12 +46,27 @@ class FitLosses:
         self._parts: list[Tensor] = []
         self._seen = -1
         self._noter: weakref.ref[Callback] | None = None
+        self._looks: list[Callable[[], int]] = []
+        self._look_before = math.inf
 
-    def claim(self, callback: Callback) -> bool:
-        """Claim to note every batch; returns whether this callback does, the first that claims."""
-        if self._noter is None:
+    def claim(self, trainer: Trainer, callback: Callback) -> bool:
+        """Claim to note every batch; returns whether this callback does.
+
+        That is the first one that claims and that Lightning calls at the end of every batch, as
+        far as that is known: no subclass that a user writes, and none inside of another callback.
+        """
+        if self._noter is None and is_ours(trainer, callback, "on_train_batch_end"):
             self._noter = weakref.ref(callback)
-        return self._noter() is callback
+        return self._noter is not None and self._noter() is callback
+
+    def call_before_steps(self, look: Callable[[], int]) -> None:
+        """Have something called at the end of the batch before certain steps.
+
+        Args:
+            look: Returns the next such step, in ``on_train_start`` and whenever it is called.
+        """
+        self._looks.append(look)
+        self._look_before = min(look() for look in self._looks)
 
     def note(self, trainer: Trainer, outputs: object) -> None:
         """Take the output of a batch, in ``on_train_batch_end``; the second note is ignored.
@@ -72,6 +78,8 @@ class FitLosses:
         if self._seen == batch:
             return
         self._seen = batch
+        if loop._batches_that_stepped + 1 >= self._look_before:
+            self._look_before = min(look() for look in self._looks)
         automatic = trainer.lightning_module.automatic_optimization
         # at every batch; this question is the faster one
         is_mapping = type(outputs) is dict or isinstance(outputs, Mapping)

@@ -51,9 +51,8 @@ class RestingHooks:
 
     def __init__(self, trainer: Trainer, callback: Callback, *names: str) -> None:
         self._own = vars(callback)
-        held = any(other is callback for other in vars(trainer)["callbacks"])
-        able = held and _are_passed_over()
-        free = [name for name in _EACH_BATCH if able and self._is_free(callback, name)]
+        able = _are_passed_over()
+        free = [name for name in _EACH_BATCH if able and is_ours(trainer, callback, name)]
         self._names = [name for name in free if name in names]
         self._own.update({name: None for name in free if _is_inherited(callback, name)})
 
@@ -67,9 +66,21 @@ class RestingHooks:
         for name in self._names:
             self._own.pop(name, None)
 
-    def _is_free(self, callback: Callback, name: str) -> bool:
-        package = getattr(type(callback), name).__module__.partition(".")[0]
-        return package in _PACKAGES and name not in self._own
+
+def is_ours(trainer: Trainer, callback: Callback, name: str) -> bool:
+    """Whether a hook is none that a user wrote, and called by Lightning itself.
+
+    Example:
+        >>> callback = Callback()
+        >>> trainer = Trainer(callbacks=[callback], logger=False, enable_checkpointing=False)
+        >>> is_ours(trainer, callback, "on_after_backward")
+        True
+        >>> is_ours(trainer, Callback(), "on_after_backward")
+        False
+    """
+    held = any(other is callback for other in vars(trainer)["callbacks"])
+    package = getattr(type(callback), name).__module__.partition(".")[0]
+    return held and package in _PACKAGES and name not in vars(callback)
 
 
 def all_awake(callback: Callback) -> None:

@@ -10,11 +10,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_tuning._trainer.activations.activation_watch import ActivationWatch
-from lightning_tuning._trainer.fit_losses import forget_losses, resting_between_steps
+from lightning_tuning._trainer.fit_losses import forget_losses
 from lightning_tuning._trainer.last_words import last_words
 from lightning_tuning._trainer.monitor_log import tag_suffix
 from lightning_tuning._trainer.report import report
-from lightning_tuning._trainer.resting_hooks import RestingHooks, all_awake, awake
+from lightning_tuning._trainer.resting_hooks import all_awake, awake
+from lightning_tuning._trainer.step_hooks import StepHooks
 from lightning_tuning.findings import Finding
 from lightning_tuning.functional import checks as arguments
 from lightning_tuning.functional.activations.activation_result import ActivationResult
@@ -79,7 +80,7 @@ class ActivationMonitor(Callback):
         self.findings: tuple[Finding, ...] = ()
         self.result: ActivationResult | None = None
         self._watch: ActivationWatch | None = None
-        self._hooks: RestingHooks | None = None
+        self._hooks: StepHooks | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to a running fit."""
@@ -107,23 +108,22 @@ class ActivationMonitor(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin; all states are restored at this moment."""
         if self._watch is not None:
-            self._watch.start()
-            self._hooks = resting_between_steps(
+            self._hooks = StepHooks(
                 trainer,
                 self,
+                self._watch.start(),
                 "on_before_zero_grad",
                 "on_before_backward",
                 "on_before_optimizer_step",
                 "on_train_batch_end",
             )
-            self._hooks.rest()
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Look at this step if it is to be measured."""
         if self._watch is not None and self._watch.before_batch() and self._hooks is not None:
-            self._hooks.wake()
+            self._hooks.measure()
 
     def on_before_zero_grad(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
@@ -158,7 +158,7 @@ class ActivationMonitor(Callback):
         if self._watch is not None:
             self.findings += self._watch.after_batch(outputs)
             if self._hooks is not None:
-                self._hooks.rest()
+                self._hooks.measured()
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw, where there is time for it."""

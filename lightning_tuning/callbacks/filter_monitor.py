@@ -10,15 +10,12 @@ from torch import Tensor
 
 from lightning_tuning._trainer.cadence import epochs_between_readings
 from lightning_tuning._trainer.filters.filter_watch import FilterWatch
-from lightning_tuning._trainer.fit_losses import (
-    fit_losses,
-    forget_losses,
-    resting_between_steps,
-)
+from lightning_tuning._trainer.fit_losses import fit_losses, forget_losses
 from lightning_tuning._trainer.last_words import last_words
 from lightning_tuning._trainer.monitor_log import tag_suffix
 from lightning_tuning._trainer.report import report
 from lightning_tuning._trainer.resting_hooks import RestingHooks, all_awake, awake
+from lightning_tuning._trainer.step_hooks import resting_between_steps
 from lightning_tuning.findings import Finding
 from lightning_tuning.functional import checks as arguments
 from lightning_tuning.functional.filters.filter_findings import filters_noisy

@@ -91,7 +91,7 @@ class LossCurveDiagnosis(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take it over to note the losses, before other monitors begin, which need not then."""
-        fit_losses(trainer).claim(self)
+        fit_losses(trainer).claim(trainer, self)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin a record, or go on with that of the checkpoint."""

@@ -8,9 +8,10 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
-from lightning_tuning._trainer.fit_losses import forget_losses, resting_between_steps
+from lightning_tuning._trainer.fit_losses import forget_losses
 from lightning_tuning._trainer.last_words import last_words
-from lightning_tuning._trainer.resting_hooks import RestingHooks, all_awake, awake
+from lightning_tuning._trainer.resting_hooks import all_awake, awake
+from lightning_tuning._trainer.step_hooks import StepHooks
 from lightning_tuning._trainer.update_ratio.update_record import UpdateRecord
 from lightning_tuning.findings import Finding
 from lightning_tuning.functional import checks as arguments
@@ -62,7 +63,7 @@ class UpdateRatioMonitor(Callback):
         self.result: UpdateRatioResult | None = None
         self.findings: tuple[Finding, ...] = ()
         self._record: UpdateRecord | None = None
-        self._hooks: RestingHooks | None = None
+        self._hooks: StepHooks | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**awake(vars(self)), "_record": None, "_hooks": None}
@@ -78,17 +79,20 @@ class UpdateRatioMonitor(Callback):
         self._record = UpdateRecord(
             trainer, pl_module, self, every_n_steps=self.every_n_steps, include=self.include
         )
-        self._hooks = resting_between_steps(
-            trainer, self, "on_before_optimizer_step", "on_train_batch_end"
+        self._hooks = StepHooks(
+            trainer,
+            self,
+            self._record.cadence,
+            "on_before_optimizer_step",
+            "on_train_batch_end",
         )
-        self._hooks.rest()
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Watch the step of this batch, if it is to be measured."""
         if self._record is not None and self._record.begin_batch() and self._hooks is not None:
-            self._hooks.wake()
+            self._hooks.measure()
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
@@ -104,7 +108,7 @@ class UpdateRatioMonitor(Callback):
         if self._record is not None:
             self.findings += self._record.end_batch(outputs)
             if self._hooks is not None and not self._record.updates.watching:
-                self._hooks.rest()
+                self._hooks.measured()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw what was measured so far, if that is cheap."""

@@ -16,7 +16,7 @@ from lightning_tuning import (
 )
 from lightning_tuning._trainer import resting_hooks
 from lightning_tuning._trainer.resting_hooks import RestingHooks
-from tests.toys import Classifier, loader
+from tests.toys import Classifier, Manual, loader
 
 MONITORS = (UpdateRatioMonitor, ActivationMonitor, FilterMonitor, LossCurveDiagnosis)
 STEPS, DUE = 24, (0, 7, 15, 23)
@@ -37,15 +37,16 @@ class StopError(Exception):
 class Watches(Callback):
     """Notes at the end of each batch what Lightning would call of its neighbours."""
 
-    def __init__(self, stop_at=None, error=StopError):
-        self.stop_at, self.error, self.seen, self.copies = stop_at, error, [], []
+    def __init__(self, stop_at=None, error=StopError, copy_at=None):
+        self.stop_at, self.error, self.copy_at = stop_at, error, copy_at
+        self.seen, self.copies = [], []
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         others = [c for c in trainer.callbacks if isinstance(c, MONITORS)]
         self.seen.append(
             {type(c): {h for h in IN_A_STEP if callable(getattr(c, h))} for c in others}
         )
-        if trainer.global_step == 3:
+        if trainer.global_step == self.copy_at:
             self.copies = [copy.deepcopy(c) for c in others]
             self.copies += [pickle.loads(pickle.dumps(c)) for c in others]
         if trainer.global_step == self.stop_at:
@@ -90,7 +91,7 @@ def test_between_measured_steps_only_what_has_to_is_called():
         measured = step in DUE
         assert ("on_before_optimizer_step" in awake[UpdateRatioMonitor]) == measured
         assert ("on_train_batch_end" in awake[ActivationMonitor]) == measured
-        assert start in awake[UpdateRatioMonitor] & awake[ActivationMonitor]
+        assert all((start in awake[kind]) == measured for kind in MONITORS[:2])
         assert awake[LossCurveDiagnosis] == {start, "on_train_batch_end"}
         if step:
             assert awake[FilterMonitor] == set()
@@ -98,12 +99,25 @@ def test_between_measured_steps_only_what_has_to_is_called():
     assert all_awake(watched)
 
 
-def test_what_is_measured_is_the_same_without_rests(monkeypatch):
-    rested = four()
-    fit(*rested)
+@pytest.mark.parametrize("every", [1, 2, 3, 8, None])
+@pytest.mark.parametrize(
+    "settings", [{}, {"accumulate_grad_batches": 4, "max_steps": 12}, {"module": Manual}]
+)
+@pytest.mark.parametrize("backwards", [False, True])
+def test_what_is_measured_is_the_same_without_rests(every, settings, backwards, monkeypatch):
+    def fitted(*callbacks):
+        module = settings.get("module", Classifier)()
+        rest = {name: value for name, value in settings.items() if name != "module"}
+        fit(*callbacks, module=module, **rest)
+
+    def some():
+        return four(every_n_steps=every)[:: -1 if backwards else 1]
+
+    rested = some()
+    fitted(*rested)
     monkeypatch.setattr(resting_hooks, "_are_passed_over", lambda: False)
-    watches, awake = Watches(), four()
-    fit(watches, *awake)
+    watches, awake = Watches(), some()
+    fitted(watches, *awake)
     assert all(len(hooks) == len(IN_A_STEP) for step in watches.seen for hooks in step.values())
     for one, other in zip(rested, awake, strict=True):
         assert one.result.to_json() == other.result.to_json()
@@ -135,7 +149,7 @@ def test_an_interrupted_fit_leaves_all_awake(error, at):
 
 
 def test_copies_from_the_middle_of_a_fit_are_awake():
-    watches = Watches()
+    watches = Watches(copy_at=3)
     fit(*four(), watches)
     assert len(watches.copies) == 8
     assert all_awake(watches.copies)
@@ -160,6 +174,29 @@ def test_hooks_that_a_person_writes_never_rest():
         ("step", "backward", "patched"), STEPS
     )
     assert len(monitor.result.steps) == len(DUE)
+
+
+@pytest.mark.parametrize("kind", MONITORS)
+def test_nobody_relies_on_a_callback_that_may_not_be_called(kind):
+    class Forgets(kind):
+        def on_train_batch_end(self, trainer, pl_module, *given):
+            pass
+
+    class Holds(Callback):
+        def __init__(self):
+            self.inner = kind()
+
+        def on_fit_start(self, trainer, pl_module):
+            self.inner.on_fit_start(trainer, pl_module)
+
+        def on_train_start(self, trainer, pl_module):
+            self.inner.on_train_start(trainer, pl_module)
+
+    for other in (Forgets, Holds):
+        monitors = four()
+        fit(other(), *monitors)
+        assert monitors[0].result.steps == DUE
+        assert monitors[1].result.measured == len(DUE)
 
 
 def test_a_callback_inside_another_one_is_awake():

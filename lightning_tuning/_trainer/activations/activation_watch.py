@@ -77,11 +77,12 @@ class ActivationWatch:
         self._said: Finding | None = None
         self._done = False
 
-    def start(self) -> None:
-        """Begin; all is restored at this moment."""
+    def start(self) -> Cadence:
+        """Begin; all is restored at this moment. Returns which steps are measured."""
         self._cadence = Cadence(self._trainer, self._every)
         self._record = ActivationRecord(self._cadence.every_n_steps)
         self._writer.start(self._trainer)
+        return self._cadence
 
     def before_batch(self) -> bool:
         """Look at the batch that begins if its step is to be measured; returns whether it is."""

@@ -48,6 +48,7 @@ class UpdateRecord:
 
     Attributes:
         updates: What watches the optimizers.
+        cadence: Which steps are measured.
     """
 
     def __init__(
@@ -62,11 +63,11 @@ class UpdateRecord:
         self.updates = WeightUpdates(trainer, module, include)
         self._trainer = trainer
         self._history = UpdateHistory()
-        self._cadence = Cadence(trainer, every_n_steps)
+        self.cadence = Cadence(trainer, every_n_steps)
         self._fresh = self.updates.tracked.fresh()
         self._pace = DrawingPace()
         self._suffix = tag_suffix(trainer, owner)
-        self._first_step = self._cadence.step
+        self._first_step = self.cadence.step
         self._latest_due = self._first_step
         self._due = False
         self._told_non_finite = False
@@ -74,11 +75,11 @@ class UpdateRecord:
 
     def begin_batch(self) -> bool:
         """Watch this batch, if its step is to be measured; returns whether it is watched."""
-        self._due = self._cadence.due()
+        self._due = self.cadence.due()
         if self._due:
-            self._latest_due = self._cadence.step
+            self._latest_due = self.cadence.step
             self.updates.watch()
-        elif self.updates.watching and self._cadence.step - self._latest_due > _MOST_BATCHES:
+        elif self.updates.watching and self.cadence.step - self._latest_due > _MOST_BATCHES:
             self.updates.stop()
         return self.updates.watching
 
@@ -89,7 +90,7 @@ class UpdateRecord:
             return ()
         if self._due:
             self.updates.tracked.note_fed()
-        row = self.updates.collect(self._cadence.step)
+        row = self.updates.collect(self.cadence.step)
         if row is None:
             return ()
         self._history.add(row)
@@ -170,8 +171,8 @@ class UpdateRecord:
             rest_fresh=tracked.rest_is_fresh(set(range(len(known))) - reached),
             unread=unread_flags(self._trainer, tracked.ids(self._driven())),
             scale_free=normalizes(self._trainer.lightning_module),
-            steps=self._cadence.step - self._first_step,
-            at=self._cadence.step,
+            steps=self.cadence.step - self._first_step,
+            at=self.cadence.step,
         )
 
     def _driven(self) -> set[int]:
@@ -183,7 +184,7 @@ class UpdateRecord:
         if self._told_non_finite:
             return ()
         names = [t.name for t in self.updates.tracked.known]
-        findings = newly_non_finite(self._history.rows, names, at=self._cadence.step)
+        findings = newly_non_finite(self._history.rows, names, at=self.cadence.step)
         self._told_non_finite = bool(findings)
         report(self._trainer, findings)
         return findings
