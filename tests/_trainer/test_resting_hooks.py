@@ -192,6 +192,9 @@ def test_nobody_relies_on_a_callback_that_may_not_be_called(kind):
         def on_train_start(self, trainer, pl_module):
             self.inner.on_train_start(trainer, pl_module)
 
+        def teardown(self, trainer, pl_module, stage):
+            self.inner.teardown(trainer, pl_module, stage)
+
     for other in (Forgets, Holds):
         monitors = four()
         fit(other(), *monitors)
