@@ -3,7 +3,8 @@
 ``python tests/benchmarks/monitors.py [--parts fit step activations parameters layers]``
 
 - fit: whole fits with all monitors at their defaults against the same fits without them, both with
-  TensorBoard and validation, from ``trainer.fit`` to its end.
+  TensorBoard and validation, from ``trainer.fit`` to its end; the two at the same time, in seconds
+  of the processor.
 - step: UpdateRatioMonitor + ActivationMonitor on every step, against TensorBoard's
   ``add_histogram`` per layer as users write it (weights, their gradients, activations, their
   gradients), ``wandb.watch(log="all", log_freq=1)`` offline (weights and their gradients only), and
@@ -29,6 +30,7 @@ import os
 import platform
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -155,10 +157,6 @@ class AddHistograms(Callback):
     def on_train_end(self, trainer, pl_module):
         for handle in self.handles:
             handle.remove()
-
-
-class Nothing(Callback):
-    """What Lightning takes for a callback that does nothing."""
 
 
 class FastaiStats(Callback):
@@ -296,30 +294,57 @@ def table(*rows):
 
 
 def whole_fits(arguments):
-    columns = ("plain, s", "four empty callbacks, s", "all monitors, s", ": plain", "processor")
-    rows = [("whole fit", "steps", *columns, "beyond empty ones, s")]
+    rows = [("whole fit", "steps", "plain, s", "all monitors, s", ": plain", "of each pair")]
     for name, (make, size) in PROGRAMS.items():
         if arguments.only not in name:
             continue
         step = fit(make, size, [], 40)[1][1]
         steps = max(100, int(arguments.seconds / step))
-        found = turns(
-            {
-                "plain": lambda m=make, s=size, n=steps: fit(m, s, [], n, validate=True)[0],
-                "empty": lambda m=make, s=size, n=steps: fit(
-                    m, s, [Nothing() for _ in DEFAULTS], n, validate=True
-                )[0],
-                "ours": lambda m=make, s=size, n=steps: fit(
-                    m, s, monitors(DEFAULTS), n, validate=True
-                )[0],
-            },
-            arguments.rounds,
-        )
-        (plain, plain_cpu), (empty, _), (ours, ours_cpu) = found.values()
-        seconds = [f"{value:.1f}" for value in (plain, empty, ours)]
-        ratios = f"{ours / plain:.3f}x", f"{ours_cpu / plain_cpu:.3f}x"
-        rows.append((name, str(steps), *seconds, *ratios, f"{ours - empty:.2f}"))
+        pairs = [together(name, steps, swapped=turn % 2 > 0) for turn in range(arguments.rounds)]
+        plain, ours = (statistics.median(times) for times in zip(*pairs, strict=True))
+        ratios = sorted(with_all / without for without, with_all in pairs)
+        each = ", ".join(f"{ratio:.3f}" for ratio in ratios)
+        middle = f"{statistics.median(ratios):.3f}x"
+        rows.append((name, str(steps), f"{plain:.1f}", f"{ours:.1f}", middle, each))
     table(*rows)
+
+
+def together(name, steps, *, swapped):
+    """Return seconds of the processor of a plain fit and of one with all monitors.
+
+    Both run at the same time, each on a core, so that a machine that is now fast and now slow is
+    as fast for both; the cores are swapped from turn to turn.
+    """
+    command = [sys.executable, __file__, "--fit", name, str(steps)]
+    running = [
+        subprocess.Popen(
+            [*command, kind, str(core)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        for core, kind in enumerate(("plain", "all")[:: -1 if swapped else 1])
+    ]
+    for process in running:
+        process.stdout.readline()  # it has warmed up
+    for process in running:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    seconds = [float(process.communicate()[0]) for process in running]
+    return seconds[::-1] if swapped else seconds
+
+
+def one_fit(name, steps, kind, core):
+    """One of two fits that run together."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {int(core) % os.cpu_count()})
+    make, size = PROGRAMS[name]
+    fit(make, size, monitors(DEFAULTS), 60, validate=True)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    callbacks = monitors(DEFAULTS) if kind == "all" else []
+    print(fit(make, size, callbacks, int(steps), validate=True)[0][1], flush=True)
 
 
 def every_step(arguments):
@@ -427,6 +452,7 @@ def main():
     parser.add_argument("--only", default="", help="programs whose names contain this")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--path", default="", help="a folder where wandb lies")
+    parser.add_argument("--fit", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.path:
         sys.path.append(arguments.path)
@@ -434,6 +460,11 @@ def main():
     warnings.simplefilter("ignore")
     for name in ("lightning.pytorch", "lightning.fabric", "lightning_utilities"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    if arguments.fit:
+        with tempfile.TemporaryDirectory() as folder:
+            os.chdir(folder)
+            one_fit(*arguments.fit)
+        return
     there = [name for name in DEFAULTS if hasattr(lightning_tuning, name)]
     print(
         f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, threads:"
