@@ -13,6 +13,7 @@ import numpy as np
 
 from lightning_tuning.functional.activations.activation_histograms import edges
 from lightning_tuning.functional.activations.activation_result import ActivationResult, LayerHistory
+from lightning_tuning.plot_axes import fixed_labels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -137,6 +138,7 @@ def _draw(axes: Axes, layer: LayerHistory, *, detailed: bool) -> None:
             heights = [end * (2 * v - 1) for v in value]
             axes.plot(at, heights, color=colour, linewidth=1.2, clip_on=False)
             title += f"  {word} {value[-1]:.0%}"
+    fixed_labels(axes)
     axes.set_title(title, fontsize=8 if detailed else 6, pad=2)
     axes.set_xlim(first, last)
     axes.set_ylim(-end, end)

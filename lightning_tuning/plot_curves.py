@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from lightning_tuning.findings import Finding
 from lightning_tuning.functional.curves.loss_curves import Curves, LossCurveResult
-from lightning_tuning.plot_log_axis import plain_numbers
+from lightning_tuning.plot_axes import fixed_labels, plain_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,7 +47,7 @@ def plot_curves(result: LossCurveResult) -> Figure:
     told = "\n".join(_told(f) for f in loud) or "The curves show no fault"
     figure = Figure(figsize=(_WIDTH, _HEIGHT))
     # room is kept by hand, since a layout that measures all texts takes a third of the time
-    room = {"left": 0.07, "right": 0.99, "bottom": 0.07, "hspace": 0.06, "wspace": 0.17}
+    room = {"left": 0.08, "right": 0.99, "bottom": 0.07, "hspace": 0.06, "wspace": 0.22}
     top = 1 - (0.25 + _LINE * (told.count("\n") + 1)) / _HEIGHT
     (linear, log), (metrics, rates) = figure.subplots(
         2, 2, sharex=True, gridspec_kw={**room, "top": top}
@@ -72,6 +72,8 @@ def plot_curves(result: LossCurveResult) -> Figure:
         rates.set_ylim(bottom=0.0)
     for axes in (linear, metrics, rates):
         axes.locator_params(nbins=6)  # ticks are half of the time that a figure takes
+    for axes in (linear, log, metrics, rates):
+        fixed_labels(axes, left=0.15, below=0.09)
     for axes in (metrics, rates):
         axes.set(xlabel="epoch" if curves.epoch_ends else "step")
     figure.suptitle(told, y=1 - 0.1 / _HEIGHT, fontsize="small", va="top")

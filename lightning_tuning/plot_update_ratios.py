@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lightning_tuning.functional.update_ratio.update_ratio import UpdateRatioResult, matrix
-from lightning_tuning.plot_log_axis import plain_numbers
+from lightning_tuning.plot_axes import fixed_labels, plain_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _TARGET = -3.0
 _REACH = 3.0
-_MOST_LABELS = 60
+_MOST_LABELS = 40
 _LONGEST = 44
 _WIDTH = 10.0
 _LETTER = 0.062
@@ -106,6 +106,7 @@ def _draw_map(
     # of very many only some have room for their name
     every = max(1, math.ceil(len(names) / _MOST_LABELS))
     axes.set_yticks(range(0, len(names), every), names[::every], fontsize="x-small")
+    fixed_labels(axes)
     axes.set_title("Update ratio of each tensor: red moves much, blue little, white a thousandth")
     box = axes.get_position()
     beside = figure.add_axes((box.x1 + 0.02, box.y0, 0.02, box.height))
@@ -125,6 +126,7 @@ def _draw_gradients(axes: Axes, result: UpdateRatioResult) -> None:
                 some = True
                 label = f"{name}, optimizer {number}" if len(matrix(rows).T) > 1 else name
                 axes.plot(steps[measured], norms[measured], style, color=f"C{number}", label=label)
+    fixed_labels(axes, left=0.08, below=0.2)
     if some:
         axes.set_yscale("log")
         plain_numbers(axes.yaxis)

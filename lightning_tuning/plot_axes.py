@@ -1,11 +1,34 @@
-"""A logarithmic axis that is quick to draw."""
+"""Axes that are quick to draw."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.axis import Axis
+
+
+def fixed_labels(axes: Axes, *, left: float = 0.0, below: float = 0.0) -> None:
+    """Put title and labels where they are to be, so that no text is measured to find room.
+
+    Otherwise each tick's label is measured three times before it is drawn.
+
+    Args:
+        axes: The axes; it is to get its title afterwards.
+        left: Distance of the vertical axis' label, in widths of the axes.
+        below: Distance of the horizontal axis' label, in heights of the axes.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> axes = Figure().add_subplot()
+        >>> fixed_labels(axes, left=0.1)
+        >>> axes.yaxis.label.get_position()[0]
+        -0.1
+    """
+    axes.set_title("", y=1.0)
+    axes.yaxis.set_label_coords(-left, 0.5)
+    axes.xaxis.set_label_coords(0.5, -below)
 
 
 def plain_numbers(axis: Axis) -> None:

@@ -3,7 +3,7 @@
 import pytest
 from matplotlib.figure import Figure
 
-from lightning_tuning.plot_log_axis import plain_numbers
+from lightning_tuning.plot_axes import plain_numbers
 
 
 @pytest.mark.parametrize(
