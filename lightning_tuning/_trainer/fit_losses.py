@@ -66,7 +66,7 @@ class FitLosses:
             look: Returns the next such step, in ``on_train_start`` and whenever it is called.
         """
         self._looks.append(look)
-        self._look_before = min(look() for look in self._looks)
+        self._look_before = min(self._look_before, look())
 
     def note(self, trainer: Trainer, outputs: object) -> None:
         """Take the output of a batch, in ``on_train_batch_end``; the second note is ignored.

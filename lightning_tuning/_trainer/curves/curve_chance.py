@@ -133,6 +133,7 @@ class FirstCalls:
         return ratios[0] * low, ratios[0] * high
 
     def _begin(self) -> None:
+        self.close()  # a batch that was begun need not have come to its end
         active = CalledLosses()
         self._active = active if active.begin() else None
 

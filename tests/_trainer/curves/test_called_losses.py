@@ -171,3 +171,12 @@ def test_the_hook_goes_when_the_fit_is_interrupted():
     with pytest.raises(OSError, match="the program's own"):
         fit(trainer_for(LossCurveDiagnosis()), Breaks())
     assert sys.getprofile() is None
+
+
+def test_batches_that_do_not_come_to_their_end_leave_no_profiler():
+    class Skips(Classifier):
+        def on_train_batch_start(self, batch, batch_idx):
+            return -1  # and Lightning goes on with the next epoch
+
+    fit(trainer_for(LossCurveDiagnosis(), max_epochs=3), Skips())
+    assert sys.getprofile() is None
