@@ -86,8 +86,9 @@ class FitLosses:
         loss = outputs.get("loss") if is_mapping else outputs  # type: ignore[attr-defined]
         divided_by = trainer.accumulate_grad_batches if automatic else 1
         if isinstance(loss, Tensor) and loss.numel() == 1:
+            kept = loss.detach() if loss.requires_grad else loss  # fewer calls, at every batch
             # a module may return the same buffer each time; Lightning has copied what it drives
-            self._parts.append(loss.detach() if automatic else loss.detach().clone())
+            self._parts.append(kept if automatic else kept.clone())
         if divided_by > 1 and loop._should_accumulate():
             return
         if self._parts:

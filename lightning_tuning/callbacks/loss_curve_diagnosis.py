@@ -76,7 +76,8 @@ class LossCurveDiagnosis(Callback):
         self._curves: Curves | None = None
         self._unfinished: list[list[float]] = []
         self._recorder: CurveRecorder | None = None
-        self._hooks: RestingHooks | None = None
+        self._training: RestingHooks | None = None
+        self._validation: RestingHooks | None = None
 
     @functools.cached_property
     def state_key(self) -> str:
@@ -103,14 +104,15 @@ class LossCurveDiagnosis(Callback):
             earlier=self._curves,
             unfinished=self._unfinished,
         )
-        self._hooks = RestingHooks(
+        self._training = RestingHooks(trainer, self, "on_train_batch_start")
+        self._validation = RestingHooks(
             trainer, self, "on_validation_batch_start", "on_validation_batch_end"
         )
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Note the learning rate."""
+        """Watch which losses the first batches call."""
         if self._recorder is not None:
             self._recorder.batch_start()
 
@@ -120,6 +122,8 @@ class LossCurveDiagnosis(Callback):
         """Note the loss; say at once if it is no number any more."""
         if self._recorder is None or not self._recorder.batch_end(outputs):
             return
+        if self._training is not None and self._recorder.starts_seen:
+            self._training.rest()
         if not self.findings and (bad := went_bad(self._recorder.record)) is not None:
             self.findings = (bad,)
             report(trainer, self.findings)
@@ -149,8 +153,8 @@ class LossCurveDiagnosis(Callback):
         """Take what was seen."""
         if self._recorder is not None:
             self._recorder.validation_batch_end()
-            if self._hooks is not None:
-                self._hooks.rest()  # only the first one is looked at
+            if self._validation is not None:
+                self._validation.rest()  # only the first one is looked at
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note what validation has logged."""
@@ -214,7 +218,7 @@ class LossCurveDiagnosis(Callback):
         self._unfinished = state_dict.get("unfinished", [])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**awake(vars(self)), "_recorder": None, "_hooks": None}
+        return {**awake(vars(self)), "_recorder": None, "_training": None, "_validation": None}
 
     def _finish(self, trainer: Trainer, curves: Curves) -> None:
         assert self._recorder is not None

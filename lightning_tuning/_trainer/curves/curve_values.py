@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from lightning.pytorch import Trainer
@@ -116,17 +116,17 @@ def the_loss(
 
 
 def largest_rate(
-    optimizers: Sequence[Optimizer], *, before: float | Tensor, due: bool
+    optimizers: Sequence[Optimizer], *, before: float | Tensor, due: Callable[[], bool]
 ) -> float | Tensor:
     """Return the largest learning rate; one that lies on a device stays there.
 
     Args:
         optimizers: Those of the fit.
         before: What it was before, which stands for a rate on a device until one is due.
-        due: Whether this step is measured.
+        due: Tells whether this step is measured.
     """
     if len(optimizers) == 1 and len(groups := optimizers[0].param_groups) == 1:
-        # at every batch; what usually is there is the faster answer
+        # at every step; what usually is there is the faster answer
         rate = groups[0].get("lr")
         if type(rate) is float:
             return rate
@@ -134,7 +134,7 @@ def largest_rate(
     if not any(isinstance(rate, Tensor) for rate in found):
         return float(max(found, default=0.0))
     away = [rate for rate in found if _is_away(rate)]
-    if away and not due:
+    if away and not due():
         return before
     here = max((float(rate) for rate in found if not _is_away(rate)), default=0.0)
     if not away:

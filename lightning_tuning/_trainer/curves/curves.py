@@ -16,12 +16,12 @@ from lightning_tuning._trainer.curves.curve_values import (
     examples_in_a_step,
     known_directions,
     largest_momentum,
-    largest_rate,
     mean_over_ranks,
     on_host,
     the_loss,
     validation_values,
 )
+from lightning_tuning._trainer.curves.step_rates import StepRates
 from lightning_tuning._trainer.fit_losses import fit_losses
 from lightning_tuning.functional.curves.curve_record import CurveRecord
 from lightning_tuning.functional.curves.loss_curves import Curve, Curves
@@ -55,8 +55,7 @@ class CurveRecorder:
         self._cadence = Cadence(trainer, None)
         self._losses = fit_losses(trainer)
         self._calls = FirstCalls(module)
-        self._due = False
-        self._rate: float | Tensor = 0.0
+        self._rate = StepRates(trainer, self._cadence)
         self._rates: dict[int, float | Tensor] = {}
         self._taken = 0
         self._logged: list[tuple[int, Tensor | None, float | Tensor]] = []
@@ -76,24 +75,31 @@ class CurveRecorder:
 
     # ------------------------------------------------------------------------------ as it comes
 
+    @property
+    def starts_seen(self) -> bool:
+        """Whether ``batch_start`` has nothing to do any more."""
+        return self._calls.done and self._rate.hooked
+
     def batch_start(self) -> None:
-        """Note the learning rate that the batch trains with."""
-        self._due = self._cadence.due()
-        self._rate = largest_rate(self.trainer.optimizers, before=self._rate, due=self._due)
+        """Watch which loss functions the first batches call."""
+        if not self._rate.hooked:
+            self._rate.read()
         self._calls.begin_batch()
 
     def batch_end(self, outputs: Any) -> bool:
         """Note the loss; whether something was read from the device."""
         if not self._calls.done:
             self._calls.end_batch(outputs, accumulated(self.trainer))
+        due = self._cadence.due()
         if self._train_metric is None:
-            self._rates[self._cadence.step] = self._rate
-        elif self._due:
+            self._rates[self._cadence.step] = self._rate.rate
+        elif due:
             self._note_logged(self._train_metric)
         self._losses.note(self.trainer, outputs)
-        if self._due:
+        self._rate.follow()
+        if due:
             self.read()
-        return self._due
+        return due
 
     def epoch_end(self) -> None:
         """Note the end of a training epoch."""
@@ -124,6 +130,7 @@ class CurveRecorder:
     def close(self) -> None:
         """Stop watching, whatever happened."""
         self._calls.close()
+        self._rate.close()
 
     # ------------------------------------------------------------------------------------ results
 
@@ -149,7 +156,7 @@ class CurveRecorder:
         steps, losses = self._losses.read(self.trainer)
         new = list(steps[self._taken :])
         self._taken = len(steps)
-        rates = on_host([self._rates.get(step, self._rate) for step in new])
+        rates = on_host([self._rates.get(step, self._rate.rate) for step in new])
         self._rates.clear()
         self._record.extend(new, list(losses[len(losses) - len(new) :]), rates)
 
@@ -225,7 +232,7 @@ class CurveRecorder:
         value = metrics.get(name)
         known = value if isinstance(value, Tensor) and value.numel() == 1 else None
         taken = None if known is None else known.detach().clone()
-        self._logged.append((self._cadence.step, taken, self._rate))
+        self._logged.append((self._cadence.step, taken, self._rate.rate))
 
     def _go_on(self, earlier: Curves, unfinished: Sequence[Sequence[float]]) -> None:
         train = earlier.train

@@ -206,17 +206,21 @@ def test_chance_does_not_depend_on_a_later_accumulation():
     assert callback.result.curves.chance == pytest.approx(plain.chance, rel=0.05)
 
 
-def test_targets_are_let_go_once_chance_is_known():
-    held = []
+def test_targets_are_let_go_once_chance_is_known_and_no_batch_start_is_watched_then():
+    held, awake = [], []
 
     class Looks(Callback):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
             held.append(len(callback._recorder._calls._steps))
+            awake.append(callable(callback.on_train_batch_start))
 
     callback = LossCurveDiagnosis()
     fit(trainer_for(callback, Looks(), max_epochs=12), Classifier())
     assert max(held) == 40  # so many batches of four targets
     assert held[-1] == 0
+    assert all(awake[:40])
+    assert not any(awake[43:])  # every third step is measured
+    assert callable(callback.on_train_batch_start)
     assert callback.result.curves.chance == pytest.approx(math.log(3), rel=0.05)
 
 
@@ -253,10 +257,10 @@ def test_a_rate_on_a_device_is_looked_at_on_measured_steps_only():
     parameter = nn.Parameter(torch.zeros(1))
     both = [{"params": [parameter], "lr": away}, {"params": [nn.Parameter(parameter)], "lr": 0.5}]
     optimizers = [torch.optim.SGD(both, lr=0.1)]
-    assert largest_rate(optimizers, before=0.7, due=False) == 0.7
-    assert largest_rate(optimizers, before=0.7, due=True).shape == ()
+    assert largest_rate(optimizers, before=0.7, due=lambda: False) == 0.7
+    assert largest_rate(optimizers, before=0.7, due=lambda: True).shape == ()
     optimizers[0].param_groups[0]["lr"] = torch.tensor(0.3)
-    assert largest_rate(optimizers, before=0.7, due=False) == 0.5
+    assert largest_rate(optimizers, before=0.7, due=lambda: False) == 0.5
 
 
 def test_a_metric_is_the_mean_over_the_ranks_that_logged_it():
