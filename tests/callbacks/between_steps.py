@@ -10,6 +10,7 @@ from lightning_tuning import (
     LossCurveDiagnosis,
     UpdateRatioMonitor,
 )
+from lightning_tuning._trainer.curves.step_rates import StepRates
 from lightning_tuning._trainer.resting_hooks import _EACH_BATCH
 
 
@@ -43,6 +44,10 @@ class Between(Callback):
             for name in _EACH_BATCH:
                 if name in vars(cls):
                     monkeypatch.setattr(cls, name, self._inside(getattr(cls, name)))
+        # what a hook of the optimizer calls
+        read = StepRates.read
+        inside = self._inside(lambda rates, trainer: read(rates))
+        monkeypatch.setattr(StepRates, "read", lambda rates: inside(rates, rates._trainer))
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         if trainer.fit_loop.total_batch_idx >= 95:

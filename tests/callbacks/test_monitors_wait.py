@@ -1,7 +1,7 @@
 """Between measured steps no monitor asks a tensor for its value, which is what waits for a GPU.
 
 `test_monitors_gpu.py` has CUDA itself watch over it; this does it on any machine, by what Python
-can ask of a tensor.
+can ask of a tensor, and by the operations whose result's shape or value the host must know.
 """
 
 import contextlib
@@ -10,6 +10,7 @@ import operator
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.callbacks.between_steps import Between, monitors
 from tests.toys import Classifier, Manual, loader
@@ -18,10 +19,27 @@ ASKING = (
     *("item", "tolist", "cpu", "numpy", "nonzero", "is_nonzero", "equal", "unique"),
     *("__bool__", "__float__", "__int__", "__index__", "__contains__", "__iter__", "__array__"),
 )
+_WAITING = (
+    *("_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "masked_select"),
+    *("_unique", "_unique2", "unique_dim", "unique_consecutive", "repeat_interleave"),
+)
 
 
 class WaitsError(Exception):
     pass
+
+
+class Refuses(TorchDispatchMode):
+    """Refuses operations of torch that wait for their device, also where its own code asks."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        by_mask = name in ("index", "index_put", "index_put_") and any(
+            i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1]
+        )
+        if name in _WAITING or by_mask:
+            raise WaitsError(name)
+        return func(*args, **(kwargs or {}))
 
 
 @contextlib.contextmanager
@@ -36,7 +54,8 @@ def nobody_asks():
         for name in ASKING:
             patch.setattr(torch.Tensor, name, refuse(name), raising=False)
         patch.setattr(torch, "equal", refuse("equal"))
-        yield
+        with Refuses():
+            yield
 
 
 def fit(module, callbacks, **settings):
@@ -59,6 +78,21 @@ def test_asking_is_seen():
         with nobody_asks(), pytest.raises(WaitsError):
             ask(value)
     assert float(value) == 1.0
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda value: value[value > 0],
+        lambda value: value.masked_select(value > 0),
+        lambda value: torch.where(value > 0),
+        lambda value: torch.repeat_interleave(value, value.long()),
+        lambda value: torch.add(value, value, alpha=value[0]),
+    ],
+)
+def test_asking_within_torch_is_seen(ask):
+    with nobody_asks(), pytest.raises(WaitsError):
+        ask(torch.ones(1))
 
 
 @pytest.mark.parametrize(
