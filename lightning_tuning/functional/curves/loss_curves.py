@@ -87,7 +87,7 @@ class Curves:
             >>> Curves.from_json(curves.to_json()) == curves
             True
         """
-        return json.dumps(dataclasses.asdict(self))
+        return json.dumps(self, default=vars)
 
     @classmethod
     def from_json(cls, text: str) -> Curves:
@@ -144,9 +144,10 @@ class LossCurveResult:
         """Return curves and findings as JSON."""
         return json.dumps(
             {
-                "curves": dataclasses.asdict(self.curves),
+                "curves": self.curves,
                 "findings": [finding.to_dict() for finding in self.findings],
-            }
+            },
+            default=vars,
         )
 
 

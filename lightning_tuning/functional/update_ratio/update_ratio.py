@@ -127,7 +127,7 @@ class UpdateRatioResult:
 
     def to_json(self) -> str:
         """Return everything as JSON; null stands where nothing was measured, or nothing moved."""
-        return json.dumps(_plain(dataclasses.asdict(self)))
+        return json.dumps(_plain(vars(self)))
 
 
 def summary(log10_ratios: Sequence[float], kinds: Sequence[str]) -> dict[str, float]:
