@@ -176,3 +176,27 @@ def test_levels_that_differ_no_more_than_their_batches_do_not_wander():
     generator = np.random.default_rng(11)
     train = with_noise(np.full(350, 0.8 * CHANCE), generator, relative=0.3)
     assert not loud(curves(train, val=np.full(15, 0.8 * CHANCE)))
+
+
+@pytest.mark.parametrize("share", [0.03, 0.12, 0.16])
+def test_spikes_in_many_batches_stand_apart_from_the_rest(share):
+    """Targets of a few examples that are missing and read -999, at a chance that counts them."""
+    generator = np.random.default_rng(7)
+    values = with_noise(np.full(600, 10.0), generator, relative=0.3)
+    values[:8] = with_noise(np.full(8, 0.5), generator)
+    hit = generator.random(600) < share
+    hit[:8] = False
+    values[hit] += 31_000.0
+    made = curves(values, val=np.linspace(10, 11, 15), chance=31_000 * share)
+    assert "loss_spikes" in loud(made)
+
+
+@pytest.mark.parametrize("share", [0.12, 0.2])
+def test_batches_of_a_task_with_a_larger_loss_are_no_spikes(share):
+    generator = np.random.default_rng(8)
+    falls = exponential(generator, floor=0.1, scale=60) / CHANCE
+    values = with_noise(falls, generator, relative=0.1)
+    other = generator.random(600) < share
+    values[other] *= 300.0
+    made = curves(values, val=at_ends(falls), chance=1 + 299 * share)
+    assert "loss_spikes" not in loud(made)
