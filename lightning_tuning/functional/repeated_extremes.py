@@ -35,6 +35,21 @@ class RepeatedExtremes:
     middle: Tensor
     reach: Tensor
 
+    @property
+    def stands_for_missing(self) -> bool:
+        """Whether each value is one that people write for a missing one: nines, or beyond 1e15.
+
+        Example:
+            >>> data = torch.randn(500, 1, generator=torch.Generator().manual_seed(0))
+            >>> data[::100] = -999.0
+            >>> repeated_extremes(data).stands_for_missing
+            True
+            >>> data[::100] = 1000.0
+            >>> repeated_extremes(data).stands_for_missing
+            False
+        """
+        return all(_is_code(abs(value)) for value in self.values.tolist())
+
     def filled(self, data: Tensor) -> Tensor:
         """Return the data with their columns' medians in the place of these values.
 
@@ -87,3 +102,7 @@ def repeated_extremes(data: Tensor) -> RepeatedExtremes | None:
         middle=middle,
         reach=torch.where(varies, FAR * deviation, float("inf")),
     )
+
+
+def _is_code(size: float) -> bool:
+    return size > 1e15 or (size >= 99 and size.is_integer() and set(str(int(size))) == {"9"})

@@ -1,5 +1,6 @@
 """What counts as a value of failed readings, and distributions that have none."""
 
+import pytest
 import torch
 
 from lightning_tuning.functional.repeated_extremes import repeated_extremes
@@ -63,3 +64,14 @@ def test_a_value_stays_where_it_is_ordinary():
     found = repeated_extremes(data)
     assert found.values.tolist() == [-200.0]
     assert torch.equal(found.filled(data)[:, 1], data[:, 1])
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        *((-99.0, True), (-9999.0, True), (999.0, True), (9.96921e36, True), (-1e20, True)),
+        *((-100.0, False), (-990.0, False), (99.9, False), (1e6, False)),
+    ],
+)
+def test_what_people_write_for_a_missing_value(value, expected):
+    assert repeated_extremes(failing(value)).stands_for_missing is expected

@@ -24,9 +24,11 @@ _JUDGES = 4
 
 
 def failed_readings(probe: Probe, chance: float | None) -> FailedReadings | None:
-    """Return what repeats far from everything else in the inputs, and what it does to training.
+    """Return what repeats far from everything else in the data, and what it does to training.
 
-    Both trainings are judged by the same batches, without these values.
+    Both trainings are judged by the same batches, without these values. Among targets a rare
+    event may have such a number rightly, so that there it must be one that people write for what
+    is missing.
 
     Args:
         probe: The probe.
@@ -61,7 +63,7 @@ def _found(probe: Probe) -> dict[str, RepeatedExtremes]:
     size = 0
     for batch in first_pass(probe, limit=_BATCHES, seconds=_SECONDS):
         for path, leaf in leaves(batch.data):
-            if path not in targets and leaf.is_floating_point() and leaf.dim() and leaf.numel():
+            if leaf.is_floating_point() and leaf.dim() and leaf.numel():
                 rows = leaf.detach().reshape(-1, leaf.size(-1) if leaf.dim() > 1 else 1)
                 parts.setdefault(path, []).append(rows)
                 size += leaf.numel()
@@ -72,7 +74,11 @@ def _found(probe: Probe) -> dict[str, RepeatedExtremes]:
         for path, rows in parts.items()
         if len({part.size(1) for part in rows}) == 1
     }
-    return {path: extremes for path, extremes in found.items() if extremes is not None}
+    return {
+        path: extremes
+        for path, extremes in found.items()
+        if extremes is not None and (path not in targets or extremes.stands_for_missing)
+    }
 
 
 def _targets(probe: Probe) -> set[str]:

@@ -79,13 +79,30 @@ def test_the_number_is_found_in_batches_of_any_structure():
     assert [f.where for f in found if f.verdict == "warn"] == ["batch['sensors']"]
 
 
-def test_numbers_among_the_targets_are_another_matter():
+def with_targets(value):
     x, y = sensors(0.0)
     y = y.clone()
-    y[::50] = -200.0
+    y[::50] = value
+    return x, y
+
+
+def test_nines_among_the_targets_stand_for_what_is_missing():
+    found = judged(SIGNAL, Adam(), with_targets(-999.0), batch_size=32).findings
+    assert [(f.code, f.where) for f in found if f.verdict == "warn"] == [
+        ("unnormalized_input", "batch[1]")
+    ]
+
+
+def test_another_number_among_the_targets_may_be_a_rare_event():
+    assert alarms_of(SIGNAL, Adam(), with_targets(-200.0), batch_size=32) == []
+
+
+@pytest.mark.parametrize("value", [-200.0, -999.0])
+def test_a_program_that_leaves_them_out_of_the_loss_stays_silent(value):
+    x, y = with_targets(value)
 
     def masked(output, target):
-        return F.mse_loss(output[target != -200], target[target != -200])
+        return F.mse_loss(output[target != value], target[target != value])
 
     program = Adam()
     program.loss = masked
