@@ -174,6 +174,7 @@ class CurveRecorder:
             width=record.width,
             rates=record.rates,
             highs=record.highs,
+            first=record.first,
             non_finite=record.non_finite,
             first_non_finite=record.first_non_finite,
             steps=record.count,
@@ -245,6 +246,7 @@ class CurveRecorder:
             count=earlier.steps,
             unfinished=unfinished,
         )
+        self._record.first = earlier.first
         self._record.non_finite = earlier.non_finite
         self._record.first_non_finite = earlier.first_non_finite
         for curve in (earlier.val, *earlier.metrics):

@@ -11,8 +11,14 @@ from lightning_tuning._trainer.wiring.fates import Fate
 from lightning_tuning._trainer.wiring.topic import Topic
 from lightning_tuning._trainer.wiring.watched_steps import hold, rescued, stepping
 from lightning_tuning.functional.wiring import wiring_parameters as rules
-from lightning_tuning.functional.wiring.wiring_flow import HALF
 from lightning_tuning.functional.wiring.wiring_parameters import Frozen, NotHeld, Rescue
+
+_WELL = 0.75
+"""Up to here it is worth trying to train random weights that no optimizer holds.
+
+Nobody leaves them out on purpose and lets their gradients be computed; trained ones may be meant
+to stay.
+"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,6 +35,7 @@ def measure(probe: Probe) -> Evidence:
     missing = [f for f in steps.fates if f.fed and not f.holders and f.registered]
     hidden = [f for f in steps.fates if _is_hidden(f)]
     held = [f for f in steps.fates if f.fed and f.holders]
+    fresh = all(f.fresh for f in missing)
     several = len(probe.trainer.optimizers) > 1
     not_held = NotHeld(
         missing=_names([*hidden, *missing]),
@@ -37,7 +44,8 @@ def measure(probe: Probe) -> Evidence:
         held_and_reached=len(held),
         twice=_names(f for f in steps.fates if f.holders > 1) if several else (),
         losses_for_nobody=steps.losses_for_nobody,
-        rescue=_with(probe, missing, below=_below(missing), patient=all(f.fresh for f in missing)),
+        fresh=fresh,
+        rescue=_with(probe, missing, below=_WELL if fresh else BADLY, patient=fresh),
     )
     frozen = [f for f in steps.fates if _is_frozen(f)]
     called = sum(f.parameter.numel() for f in steps.fates if f.called)
@@ -62,15 +70,6 @@ def _is_frozen(fate: Fate) -> bool:
     parameter = fate.parameter
     still = fate.called and not fate.moved and not parameter.requires_grad
     return still and parameter.is_floating_point()
-
-
-def _below(missing: Sequence[Fate]) -> float:
-    """Return up to which progress it is worth trying to train what no optimizer holds.
-
-    Nobody leaves out random weights on purpose and lets their gradients be computed; trained ones
-    may be meant to stay.
-    """
-    return HALF if all(f.fresh for f in missing) else BADLY
 
 
 def _with(

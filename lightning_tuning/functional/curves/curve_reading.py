@@ -55,7 +55,9 @@ class Reading:
     def start(self) -> float:
         """The loss of the untrained program: of the first batch, or three of few examples."""
         few = self.curves.batch_size is not None and self.curves.batch_size < 8
-        return float(np.median(self.losses[: 3 if few else 1]))
+        if few or self.curves.first is None:
+            return float(np.median(self.losses[: 3 if few else 1]))
+        return self.curves.first
 
     @functools.cached_property
     def early_top(self) -> float:

@@ -23,6 +23,7 @@ class CurveRecord:
         count: Steps recorded.
         non_finite: How many of them had a loss that is not finite.
         first_non_finite: The first of the latest run of such steps.
+        first: The first loss; None before it, and if it was not finite.
 
     Example:
         >>> record = CurveRecord()
@@ -36,6 +37,7 @@ class CurveRecord:
         self.count = 0
         self.non_finite = 0
         self.first_non_finite: int | None = None
+        self.first: float | None = None
         self._points: list[tuple[int, float, float, float]] = []
         self._open: list[tuple[int, float, float]] = []
 
@@ -60,6 +62,8 @@ class CurveRecord:
 
     def extend(self, steps: Sequence[int], values: Sequence[float], rates: Sequence[float]) -> None:
         """Add steps, in rising order."""
+        if not self.count and len(values) and math.isfinite(values[0]):
+            self.first = values[0]
         for step, value, rate in zip(steps, values, rates, strict=True):
             self.count += 1
             if math.isfinite(value):

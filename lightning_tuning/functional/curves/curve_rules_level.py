@@ -127,7 +127,7 @@ def lr_too_low(r: Reading) -> Finding:
             "warn",
             f"The loss falls slowly along a line, {told} over {r.curves.steps} steps, at a learning"
             f" rate of at most {rates.max():.2g}.",
-            f"{why}: raise it tenfold, or find one with LRRangeTest.",
+            f"{why}: raise it tenfold, or find one with LRRangeTest; if it is right, train longer.",
             numbers=numbers,
         )
     return answer("lr_too_low", "pass", "The loss does not creep along a line.", numbers=numbers)

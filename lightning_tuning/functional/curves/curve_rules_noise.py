@@ -15,6 +15,7 @@ from lightning_tuning.functional.curves.loss_curves import Curves
 _STRAYS = 0.08
 _SMALL_BATCH = 4
 _OVERSHOOT = 1.5
+_BLOWN_UP = 100.0
 _TAIL = 4.0
 _MOST = 5.0
 _APART = 10.0
@@ -35,7 +36,12 @@ def lr_too_high(r: Reading) -> Finding:
         )
     peak = float(r.rates.max())
     early = max(r.early_top, float(np.median(r.losses)))
-    jumped = early > _OVERSHOOT * max(r.start, r.reference)
+    level = max(r.start, r.reference)
+    jumped = early > _OVERSHOOT * level
+    # a few steps that far off have thrown the weights away
+    top = float(max(r.curves.highs[: max(5, len(r.losses) // 10)], default=0.0))
+    if not jumped and top > _BLOWN_UP * level:
+        jumped, early = True, top
     if jumped and r.bad(0.15):
         return answer(
             "lr_too_high",

@@ -40,6 +40,7 @@ class Curves:
         width: Optimizer steps in one point of ``train``.
         rates: The learning rate at each point of ``train``, the largest of all groups.
         highs: The largest single loss in each point of ``train``.
+        first: The loss of the first step; None where it is not known.
         non_finite: Steps whose loss was not a finite number.
         first_non_finite: The first of the latest run of such steps; None if the last loss is
             finite.
@@ -63,6 +64,7 @@ class Curves:
     width: int = 1
     rates: tuple[float, ...] = ()
     highs: tuple[float, ...] = ()
+    first: float | None = None
     non_finite: int = 0
     first_non_finite: int | None = None
     steps: int = 0

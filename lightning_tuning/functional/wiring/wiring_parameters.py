@@ -10,6 +10,9 @@ from lightning_tuning.functional import unread_flags
 from lightning_tuning.functional.unread_flags import UnreadFlag
 from lightning_tuning.functional.wiring.wiring_finding import wiring
 
+_TELLS = 0.25
+"""A training that takes away less of the loss proves nothing."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rescue:
@@ -33,7 +36,17 @@ class Rescue:
             >>> Rescue(ordinary=0.01, changed=0.7).helps, Rescue(ordinary=0.01, changed=0.1).helps
             (True, False)
         """
-        return self.changed >= 0.25 and self.changed >= self.ordinary + 0.2
+        return self.changed >= _TELLS and self.changed >= self.ordinary + 0.2
+
+    @property
+    def halves(self) -> bool:
+        """Whether the change leaves at most half of the loss that the program has without it.
+
+        Example:
+            >>> Rescue(ordinary=0.6, changed=0.8).halves, Rescue(ordinary=0.6, changed=0.7).halves
+            (True, False)
+        """
+        return self.changed >= _TELLS and 1 - self.changed <= 0.5 * (1 - self.ordinary)
 
     @property
     def may_help(self) -> bool:
@@ -72,6 +85,7 @@ class NotHeld:
         held_and_reached: How many parameters that an optimizer holds got a gradient.
         twice: Names of parameters that two optimizers hold.
         losses_for_nobody: Backward passes that reached no parameter of any optimizer.
+        fresh: Whether nobody has trained any of the missing ones.
         rescue: Training with the missing ones given to the optimizer; None where not tried.
     """
 
@@ -81,6 +95,7 @@ class NotHeld:
     held_and_reached: int
     twice: tuple[str, ...]
     losses_for_nobody: int
+    fresh: bool
     rescue: Rescue | None
 
 
@@ -131,7 +146,7 @@ def params_not_in_optimizer(evidence: NotHeld) -> tuple[Finding, ...]:
             where=names[0],
             parameters=len(missing),
         )
-    if missing and evidence.rescue is not None and evidence.rescue.helps:
+    if missing and evidence.rescue is not None and _is_missed(evidence, evidence.rescue):
         return wiring(
             "warn",
             code,
@@ -146,6 +161,11 @@ def params_not_in_optimizer(evidence: NotHeld) -> tuple[Finding, ...]:
         text = f"{len(missing)} parameters are left out of the optimizers; the program learns so."
         return wiring("pass", code, text, parameters=len(missing))
     return wiring("pass", code, "The optimizers hold every parameter that gets a gradient.")
+
+
+def _is_missed(evidence: NotHeld, rescue: Rescue) -> bool:
+    """Whether training what is missing makes so much of a difference that it was meant to be."""
+    return rescue.helps or (evidence.fresh and rescue.halves)
 
 
 def _reason(evidence: NotHeld) -> str:

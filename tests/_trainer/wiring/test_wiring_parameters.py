@@ -58,6 +58,12 @@ def test_a_head_left_out_is_found_and_a_trunk_left_out_is_not():
     assert verdicts(lambda: Split(["head"], width=256))["params_not_in_optimizer"] == "pass"
 
 
+def test_a_random_trunk_is_missed_where_it_would_halve_the_loss():
+    finding = found(TOPIC, lambda: Split(["head"], width=48))["params_not_in_optimizer"]
+    assert (finding.verdict, finding.where) == ("warn", "net.0.weight")
+    assert 0.5 < finding.evidence["progress"] < 0.75
+
+
 class Narrow(Base):
     """A trunk of two units, from which nothing can be read unless it learns."""
 

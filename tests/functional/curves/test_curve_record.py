@@ -56,6 +56,17 @@ def test_what_is_no_number_is_counted_and_left_out():
     assert (record.non_finite, record.first_non_finite) == (2, 3)
 
 
+def test_the_first_loss_is_known_however_many_steps_a_point_holds():
+    record = CurveRecord()
+    record.extend([0, 1], [2.0, 8000.0], [0.1] * 2)
+    record.extend(range(2, 3000), np.ones(2998), [0.1] * 2998)
+    assert record.values[0] > 1000
+    assert record.first == 2.0
+    unknown = CurveRecord()
+    unknown.extend([0, 1], [float("nan"), 2.0], [0.1] * 2)
+    assert unknown.first is None
+
+
 @pytest.mark.parametrize("end", [3000, 3001, 3003])
 def test_a_point_that_was_not_complete_is_gone_on_with(end):
     values = np.random.default_rng(3).normal(size=3100)

@@ -200,3 +200,23 @@ def test_batches_of_a_task_with_a_larger_loss_are_no_spikes(share):
     values[other] *= 300.0
     made = curves(values, val=at_ends(falls), chance=1 + 299 * share)
     assert "loss_spikes" not in loud(made)
+
+
+def test_a_start_far_above_chance_is_told_from_weights_that_the_first_steps_threw_away():
+    generator = np.random.default_rng(9)
+    values = with_noise(np.full(840, CHANCE), generator, relative=0.03)
+    values[:3] = 4000.0, 10.0, 3.0  # points of two steps each
+    far = curves(values, val=np.full(15, CHANCE))
+    assert "loss_not_at_chance" in loud(far)
+    thrown = dataclasses.replace(far, first=1.1 * CHANCE)
+    assert "lr_too_high" in loud(thrown)
+    assert "loss_not_at_chance" not in loud(thrown)
+    assert "from 2.533 up" in finding_of("lr_too_high", thrown).message
+
+
+def test_a_jump_that_is_made_good_again_is_no_fault():
+    generator = np.random.default_rng(10)
+    mean = exponential(generator, floor=0.1, scale=60)
+    values = with_noise(mean, generator)
+    values[1] = 4000.0
+    assert not loud(curves(values, val=at_ends(mean), first=1.1 * CHANCE))

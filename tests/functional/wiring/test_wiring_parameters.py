@@ -55,13 +55,16 @@ def test_a_rescue_must_learn_much_more():
 def test_parameters_in_no_optimizer():
     healthy = NotHeld(
         missing=(), unregistered=(), behind=(), held_and_reached=4, twice=(), losses_for_nobody=0,
-        rescue=None,
+        fresh=False, rescue=None,
     )  # fmt: skip
     rule = params_not_in_optimizer
     assert verdict(rule, healthy) == "pass"
     assert verdict(rule, healthy, missing=("a",)) == "pass"
     assert verdict(rule, healthy, missing=("a",), rescue=DOES_NOT) == "pass"
     assert verdict(rule, healthy, missing=("a",), rescue=HELPS) == "warn"
+    better = Rescue(ordinary=0.7, changed=0.85)
+    assert verdict(rule, healthy, missing=("a",), rescue=better) == "pass"
+    assert verdict(rule, healthy, missing=("a",), rescue=better, fresh=True) == "warn"
     assert verdict(rule, healthy, missing=("a",), behind=("a",)) == "fail"
     assert verdict(rule, healthy, missing=("a",), losses_for_nobody=1) == "fail"
     assert verdict(rule, healthy, missing=("a",), held_and_reached=0) == "fail"
