@@ -1,17 +1,21 @@
 """What the monitors cost, side by side in one run with what a user would write instead.
 
-``python tests/benchmarks/monitors.py [--parts fit step activations parameters layers]``
+``python tests/benchmarks/monitors.py [--parts fit between step activations parameters layers]``
 
 - fit: whole fits with all monitors at their defaults against the same fits without them, both with
   TensorBoard and validation, from ``trainer.fit`` to its end; the two at the same time, in seconds
   of the processor.
+- between: what a step that is not measured costs: the median time in Lightning's calls of all
+  callbacks in a step, and in hooks of the optimizer, with all monitors at their defaults and
+  without.
 - step: UpdateRatioMonitor + ActivationMonitor on every step, against TensorBoard's
   ``add_histogram`` per layer as users write it (weights, their gradients, activations, their
   gradients), ``wandb.watch(log="all", log_freq=1)`` offline (weights and their gradients only), and
   the hook of fastai's ``ActivationStats(with_hist=True)`` (activations only, nothing written). What
   counts is the time of a step beyond that of the plain fit.
 - activations: the same two ways to look at activations alone, nothing written by either:
-  ``ActivationMonitor(gradients=False)`` on every step against fastai's hook.
+  ``ActivationMonitor(gradients=False)`` on every step against fastai's hook; and against the least
+  that NumPy takes for sums, squares, silent units and one histogram, which nobody can use so.
 - parameters, layers: the same two monitors over 1M, 25M, 125M parameters, and 10, 100, 1000 layers.
 
 Contestants take turns; figures are medians of ``--rounds`` turns, ratios those of medians. Seconds
@@ -21,6 +25,7 @@ it. Peers that are not installed are left out; wandb may lie in a folder given b
 
 import argparse
 import ast
+import collections
 import contextlib
 import importlib.metadata
 import io
@@ -36,9 +41,11 @@ import tempfile
 import time
 import warnings
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.trainer import call
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -197,6 +204,34 @@ class FastaiStats(Callback):
             handle.remove()
 
 
+class BareSums(Callback):
+    """The least that can be counted of each layer: a bound for all others, and no tool."""
+
+    def on_fit_start(self, trainer, pl_module):
+        self.kept, self.found = [], []
+        self.handles = [
+            layer.register_forward_hook(lambda _layer, _inputs, output: self.kept.append(output))
+            for layer in pl_module.net.modules()
+            if not list(layer.children())
+        ]
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        arrays = [out.detach().numpy() for out in self.kept if isinstance(out, torch.Tensor)]
+        self.kept.clear()
+        sizes = [array.size for array in arrays]
+        flat = np.concatenate([array.ravel() for array in arrays])
+        starts = np.cumsum([0, *sizes[:-1]])
+        sums = np.add.reduceat(flat, starts), np.add.reduceat(flat * flat, starts)
+        silent = [(array <= 0).all(0) for array in arrays]
+        bins = np.clip((4 * (flat + 8)).astype(np.int32), 0, 63)
+        bins += np.repeat(64 * np.arange(len(arrays), dtype=np.int32), sizes)
+        self.found.append((*sums, silent, np.bincount(bins, minlength=64 * len(arrays))))
+
+    def on_train_end(self, trainer, pl_module):
+        for handle in self.handles:
+            handle.remove()
+
+
 class Watch(Callback):
     """``wandb.watch`` and the call of ``log`` that makes it write."""
 
@@ -347,6 +382,63 @@ def one_fit(name, steps, kind, core):
     print(fit(make, size, callbacks, int(steps), validate=True)[0][1], flush=True)
 
 
+class Hooked(Callback):
+    """Times what hooks of the optimizers take; stands behind all other callbacks."""
+
+    def __init__(self, seen):
+        self.seen = seen
+
+    def on_train_start(self, trainer, pl_module):
+        for optimizer in trainer.optimizers:
+            hooks = optimizer._optimizer_step_post_hooks
+            for key, hook in hooks.items():
+                hooks[key] = timed(hook, self.seen["hooks of the optimizer"])
+
+
+def timed(function, seconds):
+    def run(*args, **kwargs):
+        begin = time.perf_counter()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            seconds.append(time.perf_counter() - begin)
+
+    return run
+
+
+def calls_of(make, size, callbacks, steps):
+    """Return the median microseconds of each of Lightning's rounds of callbacks in a step."""
+    seen = collections.defaultdict(list)
+    original = call._call_callback_hooks
+
+    def rounds(trainer, name, *args, **kwargs):
+        timed(original, seen[name])(trainer, name, *args, **kwargs)
+
+    call._call_callback_hooks = rounds
+    try:
+        fit(make, size, [*callbacks, Hooked(seen)], steps, validate=True)
+    finally:
+        call._call_callback_hooks = original
+    often = {name: times for name, times in seen.items() if len(times) > 0.9 * steps}
+    return {name: 1e6 * statistics.median(times) for name, times in often.items()}
+
+
+def between_steps(arguments):
+    rows = [("steps that are not measured", "plain, µs", "all monitors, µs", "more, µs")]
+    for name, (make, size) in PROGRAMS.items():
+        if arguments.only not in name:
+            continue
+        step = fit(make, size, [], 40)[1][1]
+        steps = max(300, int(arguments.seconds / step / 4))
+        turn = [
+            [sum(calls_of(make, size, made, steps).values()) for made in ([], monitors(DEFAULTS))]
+            for _ in range(arguments.rounds)
+        ]
+        plain, ours = (statistics.median(times) for times in zip(*turn, strict=True))
+        rows.append((name, f"{plain:.1f}", f"{ours:.1f}", f"{ours - plain:.1f}"))
+    table(*rows)
+
+
 def every_step(arguments):
     compare({"monitors": lambda: monitors(EACH_STEP, every_n_steps=1)}, PEERS, arguments)
 
@@ -355,7 +447,8 @@ def activations_alone(arguments):
     name = "fastai `ActivationStats`"
     settings = {"every_n_steps": 1, "gradients": False}
     ours = {"ActivationMonitor": lambda: monitors(EACH_STEP[1:], **settings)}
-    compare(ours, {name: PEERS[name]}, arguments, written=False)
+    bound = {"NumPy's sums and a histogram alone": BareSums}
+    compare(ours, {name: PEERS[name], **bound}, arguments, written=False)
 
 
 def compare(ours, peers, arguments, **settings):
@@ -434,6 +527,7 @@ def over_layers(arguments):
 
 PARTS = {
     "fit": whole_fits,
+    "between": between_steps,
     "step": every_step,
     "activations": activations_alone,
     "parameters": over_parameters,
