@@ -55,7 +55,7 @@ class CurveRecorder:
         self._cadence = Cadence(trainer, None)
         self._losses = fit_losses(trainer)
         self._calls = FirstCalls(module)
-        self._rate = StepRates(trainer, self._cadence)
+        self._step_rates = StepRates(trainer, self._cadence)
         self._rates: dict[int, float | Tensor] = {}
         self._taken = 0
         self._logged: list[tuple[int, Tensor | None, float | Tensor]] = []
@@ -78,12 +78,12 @@ class CurveRecorder:
     @property
     def starts_seen(self) -> bool:
         """Whether ``batch_start`` has nothing to do any more."""
-        return self._calls.done and self._rate.hooked
+        return self._calls.done and self._step_rates.hooked
 
     def batch_start(self) -> None:
         """Watch which loss functions the first batches call."""
-        if not self._rate.hooked:
-            self._rate.read()
+        if not self._step_rates.hooked:
+            self._step_rates.read()
         self._calls.begin_batch()
 
     def batch_end(self, outputs: Any) -> bool:
@@ -92,11 +92,11 @@ class CurveRecorder:
             self._calls.end_batch(outputs, accumulated(self.trainer))
         due = self._cadence.due()
         if self._train_metric is None:
-            self._rates[self._cadence.step] = self._rate.rate
+            self._rates[self._cadence.step] = self._step_rates.rate
         elif due:
             self._note_logged(self._train_metric)
         self._losses.note(self.trainer, outputs)
-        self._rate.follow()
+        self._step_rates.follow()
         if due:
             self.read()
         return due
@@ -130,7 +130,7 @@ class CurveRecorder:
     def close(self) -> None:
         """Stop watching, whatever happened."""
         self._calls.close()
-        self._rate.close()
+        self._step_rates.close()
 
     # ------------------------------------------------------------------------------------ results
 
@@ -156,7 +156,7 @@ class CurveRecorder:
         steps, losses = self._losses.read(self.trainer)
         new = list(steps[self._taken :])
         self._taken = len(steps)
-        rates = on_host([self._rates.get(step, self._rate.rate) for step in new])
+        rates = on_host([self._rates.get(step, self._step_rates.rate) for step in new])
         self._rates.clear()
         self._record.extend(new, list(losses[len(losses) - len(new) :]), rates)
 
@@ -233,7 +233,7 @@ class CurveRecorder:
         value = metrics.get(name)
         known = value if isinstance(value, Tensor) and value.numel() == 1 else None
         taken = None if known is None else known.detach().clone()
-        self._logged.append((self._cadence.step, taken, self._rate.rate))
+        self._logged.append((self._cadence.step, taken, self._step_rates.rate))
 
     def _go_on(self, earlier: Curves, unfinished: Sequence[Sequence[float]]) -> None:
         train = earlier.train

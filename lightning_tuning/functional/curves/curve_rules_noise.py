@@ -139,11 +139,11 @@ def loss_spikes(r: Reading) -> Finding:
     bound = spike_bound(r)
     places = np.flatnonzero(values > bound)
     events = int((np.diff(places) > 3).sum()) + 1 if len(places) else 0
-    rare = len(places) <= 0.1 * len(values) or _hold_all(r, values, bound)
+    told_apart = len(places) <= 0.1 * len(values) or _hold_all(r, values, bound)
     numbers |= {"spikes": events, "bound": bound}
     # spikes that hold most of the loss leave a trace whatever is learnt between them
     most = float(np.mean(r.losses[after:])) > _MOST * max(median, 1e-12)
-    if events >= 3 and rare and not r.metric_is_good and (r.bad(0.9) or most):
+    if events >= 3 and told_apart and not r.metric_is_good and (r.bad(0.9) or most):
         first = r.curves.train.steps[after + int(places[0])]
         return answer(
             "loss_spikes",
@@ -164,7 +164,7 @@ def _hold_all(r: Reading, values: Array, bound: float) -> bool:
     Batches of another task with a loss of its own scale are apart too, but their loss falls.
     """
     spiked = values > bound
-    if spiked.mean() > _OFTEN or spiked.all():
+    if spiked.mean() > _OFTEN:
         return False
     apart = float(values[spiked].min()) > _APART * float(values[~spiked].max())
     return apart and float(values.mean()) > 0.8 * abs(r.reference)

@@ -118,8 +118,7 @@ def dims_scrambled(evidence: ExampleEvidence) -> tuple[Finding, ...]:
 
 
 def _trains_transposed(rescue: Rescue) -> bool:
-    less = (1 - rescue.changed) <= _LEFT * (1 - rescue.ordinary)
-    return rescue.helps and less and rescue.ordinary < HALF
+    return rescue.helps and rescue.leaves_at_most(_LEFT) and rescue.ordinary < HALF
 
 
 def _nothing(code: str, evidence: ExampleEvidence) -> tuple[Finding, ...]:

@@ -140,11 +140,7 @@ def no_grad_flow(evidence: LostGradients | None) -> tuple[Finding, ...]:
 
 
 def _frees(rescue: Rescue) -> bool:
-    return rescue.helps and (rescue.ordinary < LITTLE or _leaves_less(rescue))
-
-
-def _leaves_less(rescue: Rescue) -> bool:
-    return (1 - rescue.changed) <= _LEFT * (1 - rescue.ordinary)
+    return rescue.helps and (rescue.ordinary < LITTLE or rescue.leaves_at_most(_LEFT))
 
 
 def _no_loss_for(evidence: LostGradients) -> tuple[Finding, ...]:
@@ -155,7 +151,7 @@ def _no_loss_for(evidence: LostGradients) -> tuple[Finding, ...]:
 
 
 def _lets_learn(rescue: Rescue, *, fresh: bool) -> bool:
-    better = _leaves_less(rescue)
+    better = rescue.leaves_at_most(_LEFT)
     return rescue.helps and better and (rescue.ordinary < 0.1 or (fresh and rescue.ordinary < HALF))
 
 

@@ -46,7 +46,7 @@ class Rescue:
             >>> Rescue(ordinary=0.6, changed=0.8).halves, Rescue(ordinary=0.6, changed=0.7).halves
             (True, False)
         """
-        return self.changed >= _TELLS and 1 - self.changed <= 0.5 * (1 - self.ordinary)
+        return self.changed >= _TELLS and self.leaves_at_most(0.5)
 
     @property
     def may_help(self) -> bool:
@@ -57,6 +57,16 @@ class Rescue:
             [True, False]
         """
         return not self.helps and self.changed >= max(2 * self.ordinary, 0.02)
+
+    def leaves_at_most(self, share: float) -> bool:
+        """Whether the change leaves no more than a share of the loss that was left without it.
+
+        Example:
+            >>> rescue = Rescue(ordinary=0.5, changed=0.72)
+            >>> rescue.leaves_at_most(0.6), rescue.leaves_at_most(0.5)
+            (True, False)
+        """
+        return 1 - self.changed <= share * (1 - self.ordinary)
 
     def told(self, how: str) -> str:
         """Put both in words.
